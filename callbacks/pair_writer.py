@@ -1,0 +1,144 @@
+"""Puts synthesised pairs on disk."""
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from rich import get_console
+from typing_extensions import override
+
+from datamodules.source_photos import SourcePhotos
+from lightning_modules.pair_synthesis import PairSynthesis
+from pocketgan.pair_set import EditedPhoto, PairSetWriter
+
+_VERSIONED = ("pocketgan", "torch", "pillow", "onnxruntime", "diffusers", "transformers")
+
+
+class PairWriter(BasePredictionWriter):
+    """Writes each batch of `PairSynthesis` as it is made, and has finished pairs left out.
+
+    Start the same command again after a kill, on as many processes as you like: the set comes out the same.
+
+    Args:
+        root: The pair set; made if it does not exist, continued if it does.
+        image_format: "png", or "jpeg" at quality 95 without chroma subsampling: a quarter of the space, but a
+            GAN learns JPEG's blocks.
+    """
+
+    def __init__(self, root: Path, image_format: Literal["png", "jpeg"] = "png") -> None:
+        super().__init__(write_interval="batch")
+        self._root = root
+        self._image_format = image_format
+        self._writer: PairSetWriter | None = None
+        self._pairs_before = 0
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Open the set and say what is finished.
+
+        Raises:
+            TypeError: If the module is not PairSynthesis or the datamodule not SourcePhotos.
+            ValueError: If the trainer's precision is not 32-true, or the set was made with other settings.
+            RuntimeError: If another process is writing the set.
+        """
+        super().setup(trainer, pl_module, stage)
+        datamodule = _source_photos(trainer)
+        if not isinstance(pl_module, PairSynthesis):
+            raise TypeError(
+                f"PairWriter writes the pairs of PairSynthesis, not of {type(pl_module).__name__}"
+            )
+        if trainer.precision != "32-true":
+            raise ValueError(
+                f"trainer.precision is {trainer.precision}, which would change the stored photos; "
+                f"leave it at 32-true and give the teacher its own dtype"
+            )
+        # Pairs are on disk once written; keeping them all would fill the memory.
+        trainer.predict_loop.return_predictions = False
+        settings = {
+            **pl_module.settings,
+            "photos": datamodule.settings,
+            "image_format": self._image_format,
+            "versions": _versions(),
+        }
+        self._writer = self._opened(trainer, settings)
+        self._pairs_before = len(self._writer.pairs)
+        done = self._writer.concepts_by_id()
+        pl_module.leave_out(done)
+        datamodule.exclude({photo_id for photo_id, names in done.items() if names >= set(pl_module.concepts)})
+
+    def _opened(self, trainer: Trainer, settings: dict[str, Any]) -> PairSetWriter:
+        # Rank 0 opens first and shares its refusal, or the others would wait for it for ever.
+        opened: PairSetWriter | None = None
+        refusal: Exception | None = None
+        if trainer.is_global_zero:
+            try:
+                opened = PairSetWriter(self._root, settings)
+            except (OSError, RuntimeError, ValueError) as error:
+                refusal = error
+        refusal = trainer.strategy.broadcast(refusal)
+        if refusal is not None:
+            raise refusal
+        return opened or PairSetWriter(self._root, settings, rank=trainer.global_rank)
+
+    @override
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: list[EditedPhoto],
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        assert self._writer is not None, "setup opens it"
+        self._writer.write(prediction)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Merge what all processes wrote, and say what there is."""
+        if self._writer is None:
+            return
+        trainer.strategy.barrier("pairs written")
+        self._writer.close()
+        if trainer.is_global_zero:
+            self._report(self._writer, _source_photos(trainer).skipped)
+        self._writer = None
+
+    def _report(self, writer: PairSetWriter, skipped: dict[str, str]) -> None:
+        done = writer.concepts_by_id()
+        concepts = {concept for concept, _ in writer.pairs}
+        line = (
+            f"{len(writer.pairs) - self._pairs_before} pairs written to {self._root}, which now holds "
+            f"{len(writer.pairs)} ({len(done)} photos, {len(concepts)} concepts); {len(skipped)} photos "
+            f"skipped"
+        )
+        # Through rich's console, which the progress bar may still be drawing on.
+        get_console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let go of the set; the next run merges the journals, since other processes may still be writing."""
+        if self._writer is not None:
+            self._writer.close(merge=False)
+            self._writer = None
+
+
+def _source_photos(trainer: Trainer) -> SourcePhotos:
+    datamodule = getattr(trainer, "datamodule", None)
+    if not isinstance(datamodule, SourcePhotos):
+        raise TypeError(f"PairWriter needs SourcePhotos as the datamodule, not {type(datamodule).__name__}")
+    return datamodule
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _VERSIONED:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,68 @@
+"""What every run leaves in its folder: config.yaml and metrics.csv."""
+
+from pathlib import Path
+
+import yaml
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Saves the whole config into the run folder and to the loggers when a ``fit`` starts.
+
+    Raises:
+        FileExistsError: The folder holds a run already and this one does not resume it.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse to run into another run's folder, then save."""
+        if stage != "fit" or self.already_saved:
+            return
+        folder = Path(trainer.default_root_dir)
+        taken = trainer.is_global_zero and (folder / self.config_filename).exists()
+        if trainer.strategy.broadcast(taken) and self.config.get("ckpt_path") is None:
+            raise FileExistsError(
+                f"{folder} holds a run already; resume it with --ckpt_path last, choose another "
+                "--trainer.default_root_dir, or delete it"
+            )
+        self.overwrite = True
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Give the loggers the config as nested keys."""
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        for logger in trainer.loggers:
+            logger.log_hyperparams(config)
+
+
+class _AppendingWriter(ExperimentWriter):
+    """Goes on in an existing metrics.csv, where Lightning's own deletes it."""
+
+    def _check_log_dir_exists(self) -> None:
+        file = Path(self.metrics_file_path)
+        if file.is_file():
+            with file.open() as lines:
+                self.metrics_keys = sorted(next(lines, "").strip().split(","))
+
+
+class MetricsCSV(CSVLogger):
+    """``metrics.csv`` in the run folder itself; a resumed run adds to it.
+
+    Args:
+        run: The run folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(save_dir=run, name="", version="")
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        """Lightning's writer, made to append."""
+        if self._experiment is None:
+            Path(self.log_dir).mkdir(parents=True, exist_ok=True)
+            self._experiment = _AppendingWriter(log_dir=self.log_dir)
+        return self._experiment

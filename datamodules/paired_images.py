@@ -1,0 +1,403 @@
+"""Batches of (photo, edit) pairs from a pair set or an aligned folder."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from filelock import FileLock
+from lightning.pytorch import LightningDataModule
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+from torchdata.stateful_dataloader import StatefulDataLoader
+from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
+from torchvision.transforms.functional import center_crop
+
+from pocketgan.files import sha256_of
+from pocketgan.images import IMAGE_SUFFIXES, load_photo
+from pocketgan.metrics import FeatureExtractor, reference_features
+from pocketgan.pair_set import read_pairs, set_hash
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class PairFile:
+    """One pair of a source: where its two pictures are, and on which side of the split its photo stands.
+
+    Attributes:
+        concept: Name of the edit.
+        prompt: Its text.
+        photo: File of the photo.
+        edit: File of the edit; the same file as ``photo`` where both stand side by side in one picture.
+        group: Pairs of one group come from one photo and stay on one side of the split.
+        split: The side that the source itself gives, if it gives one.
+        sha256: Expected digests of the two files, where the source has them.
+    """
+
+    concept: str
+    prompt: str
+    photo: Path
+    edit: Path
+    group: str
+    split: Split | None = None
+    sha256: tuple[str, str] | None = None
+
+
+def pairs_of_pair_set(root: Path) -> list[PairFile]:
+    """List a pair set's pairs; crops of one source photo form one group, and so do equal photos of two names."""
+    group: dict[str, str] = {}
+    return [
+        PairFile(
+            concept=pair.concept,
+            prompt=pair.prompt,
+            photo=root / pair.photo_file_name,
+            edit=root / pair.edit_file_name,
+            group=group.setdefault(pair.photo_sha256, pair.source or pair.photo_sha256),
+            sha256=(pair.photo_sha256, pair.edit_sha256),
+        )
+        for pair in read_pairs(root)
+    ]
+
+
+def pairs_of_aligned_folder(root: Path) -> list[PairFile]:
+    """List the pictures of pytorch-CycleGAN-and-pix2pix's aligned layout: photo left, edit right, in train, val, test.
+
+    The one concept is named after the folder. A folder with train alone is split by photo.
+    """
+    pairs = [
+        PairFile(root.name, root.name, file, file, f"{split}/{file.name}", split)
+        for split in SPLITS
+        for file in sorted((root / split).glob("*"))
+        if file.suffix.lower() in IMAGE_SUFFIXES
+    ]
+    given = {pair.split for pair in pairs}
+    if given == {"train"}:
+        return [PairFile(pair.concept, pair.prompt, pair.photo, pair.edit, pair.group) for pair in pairs]
+    missing = ", ".join(split for split in SPLITS if split not in given)
+    if missing:
+        raise ValueError(f"aligned folder {root} has no pictures under {missing}; give train alone, or train, val and test")
+    return pairs
+
+
+def split_of_groups(groups: set[str], fractions: tuple[float, float, float], seed: int) -> dict[str, Split]:
+    """Deal groups to train, val and test in the order of a seeded hash, so that a group's side needs no file.
+
+    Each of val and test gets at least one group where its fraction is above 0.
+    """
+    order = sorted(groups, key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).digest())
+    held_out = [max(round(fraction * len(order)), 1) if fraction else 0 for fraction in fractions[1:]]
+    if sum(held_out) >= len(order):
+        raise ValueError(
+            f"{len(order)} photos cannot be split into train, val and test; give at least {sum(held_out) + 1}"
+        )
+    sides: list[Split] = ["val"] * held_out[0] + ["test"] * held_out[1]
+    return {group: sides[place] if place < len(sides) else "train" for place, group in enumerate(order)}
+
+
+class PairDataset(Dataset[dict[str, Any]]):
+    """Pairs of one split as uint8 arrays from memory-mapped files.
+
+    Items: ``photo`` and ``edit`` (S, S, 3) uint8, ``concept``, ``prompt``.
+    """
+
+    def __init__(self, cache: Path, pairs: list[PairFile], rows: list[tuple[int, int]]) -> None:
+        self.photos = np.load(cache / "photos.npy", mmap_mode="r")
+        self.edits = np.load(cache / "edits.npy", mmap_mode="r")
+        self.pairs, self.rows = pairs, rows
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One pair."""
+        pair, (photo_row, edit_row) = self.pairs[index], self.rows[index]
+        return {
+            "photo": torch.from_numpy(self.photos[photo_row].copy()),
+            "edit": torch.from_numpy(self.edits[edit_row].copy()),
+            "concept": pair.concept,
+            "prompt": pair.prompt,
+        }
+
+
+class PairedImages(LightningDataModule):
+    """Photos with their edits, split by photo, decoded once.
+
+    The first use decodes each picture into a memory-mapped uint8 cache that is keyed by the set's hash and the size;
+    a set that grew or changed gets a new one. Batches: ``photo`` and ``edit`` (B, 3, size, size) in [-1, 1],
+    ``concept`` and ``prompt`` (lists of B).
+
+    Args:
+        root: A pair set (DESIGN.md), or an aligned folder of pytorch-CycleGAN-and-pix2pix.
+        concepts: The concepts to use; all if None.
+        size: Side of the training pictures in pixels; at most the pair set's own.
+        crop_from: Side to which pictures are scaled before a random crop of ``size`` is taken in training, as pix2pix's
+            286 for 256; no cropping if None.
+        flip: Mirror half of the training pairs.
+        batch_size: Pairs in a batch over all ranks together.
+        split: Fractions of the photos for train, val and test.
+        seed: Deals the split, the order and the augmentation.
+        num_workers: Loader processes of a rank; 0 is fastest on a few cores, since the cache leaves little to do.
+        cache: Folder of the caches; ``ROOT/.cache`` if None.
+
+    Raises:
+        ValueError: A fraction or size makes no sense.
+    """
+
+    # with fewer validation pairs than ranks some ranks have nothing to do
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    def __init__(
+        self,
+        root: Path,
+        concepts: list[str] | None = None,
+        size: int = 256,
+        crop_from: int | None = None,
+        flip: bool = True,
+        batch_size: int = 8,
+        split: tuple[float, float, float] = (0.8, 0.1, 0.1),
+        seed: int = 0,
+        num_workers: int = 0,
+        cache: Path | None = None,
+    ) -> None:
+        super().__init__()
+        if min(split) < 0 or abs(sum(split) - 1) > 1e-6 or not split[0]:
+            raise ValueError(f"split {split} must be three fractions that add up to 1, the first above 0")
+        if crop_from is not None and crop_from < size:
+            raise ValueError(f"crop_from {crop_from} is below size {size}; crops of {size} need at least as much")
+        self.root, self.cache = root, cache or root / ".cache"
+        self.selected = concepts
+        self.size, self.stored_size, self.flip = size, crop_from or size, flip
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.fractions, self.seed = split, seed
+        self.prompts: dict[str, str] = {}
+        self.datasets: dict[Split, PairDataset] = {}
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """Read the set and open or build its cache.
+
+        Raises:
+            FileNotFoundError: No set there, or a picture of it is missing.
+            ValueError: An unknown concept, a picture that differs from its digest or is too small, too few photos.
+        """
+        if self.datasets:
+            return
+        pairs, digest = self._read()
+        sides = split_of_groups({pair.group for pair in pairs if pair.split is None}, self.fractions, self.seed) if (
+            any(pair.split is None for pair in pairs)
+        ) else {}
+        cache = self._build_cache(pairs, digest)
+        rows = _rows(pairs)
+        known = {pair.concept: pair.prompt for pair in pairs}
+        unknown = sorted(set(self.selected or ()) - set(known))
+        if unknown:
+            raise ValueError(f"unknown concept {', '.join(unknown)}; {self.root} holds {', '.join(sorted(known))}")
+        self.prompts = {name: known[name] for name in sorted(self.selected or known)}
+        self.set_hash = digest
+        for split in SPLITS:
+            chosen = [
+                place
+                for place, pair in enumerate(pairs)
+                if (pair.split or sides[pair.group]) == split and pair.concept in self.prompts
+            ]
+            self.datasets[split] = PairDataset(cache, [pairs[i] for i in chosen], [rows[i] for i in chosen])
+
+    def _read(self) -> tuple[list[PairFile], str]:
+        if (self.root / "manifest.json").is_file():
+            pairs, digest = pairs_of_pair_set(self.root), set_hash(self.root)
+        elif (self.root / "train").is_dir():
+            pairs = pairs_of_aligned_folder(self.root)
+            stats = [(str(pair.photo.relative_to(self.root)), pair.photo.stat()) for pair in pairs]
+            listing = json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+            digest = hashlib.sha256(listing.encode()).hexdigest()
+        else:
+            raise FileNotFoundError(
+                f"{self.root} holds neither a pair set (manifest.json) nor an aligned folder (train/); make a pair set "
+                "with `pocketgan predict -c configs/synthesize/style_transfer.yaml`"
+            )
+        if not pairs:
+            raise ValueError(f"{self.root} holds no pairs; finish its synthesis with `pocketgan predict`")
+        return pairs, digest
+
+    def _build_cache(self, pairs: list[PairFile], digest: str) -> Path:
+        folder = self.cache / f"{digest[:16]}-{self.stored_size}"
+        self.cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.cache / "lock"):  # a second process waits here, then finds the cache whole
+            if folder.is_dir():
+                return folder
+            building = self.cache / f"{folder.name}.building"
+            shutil.rmtree(building, ignore_errors=True)  # left by a killed process
+            building.mkdir()
+            try:
+                self._decode(pairs, building)
+            except BaseException:
+                shutil.rmtree(building)
+                raise
+            building.rename(folder)
+        return folder
+
+    def _decode(self, pairs: list[PairFile], folder: Path) -> None:
+        rows = _rows(pairs)
+        shape = (self.stored_size, self.stored_size, 3)
+        photos, edits = (
+            np.lib.format.open_memmap(folder / name, mode="w+", dtype=np.uint8, shape=(count, *shape))
+            for name, count in (
+                ("photos.npy", 1 + max(row for row, _ in rows)),
+                ("edits.npy", len(pairs)),
+            )
+        )
+        decoded: dict[Path, tuple[int, int]] = {}
+        for pair, (photo_row, edit_row) in track(
+            list(zip(pairs, rows, strict=True)), description=f"Decoding {self.root.name} at {self.stored_size} px"
+        ):
+            if pair.photo == pair.edit:
+                picture = load_photo(pair.photo).image
+                half = picture.width // 2
+                if picture.width % 2:
+                    raise ValueError(f"{pair.photo} is {picture.width} px wide; photo and edit side by side need an even width")
+                photo, edit = picture.crop((0, 0, half, picture.height)), picture.crop((half, 0, 2 * half, picture.height))
+            else:
+                edit = self._load(pair, pair.edit, 1)
+                photo = self._load(pair, pair.photo, 0) if pair.photo not in decoded else None
+            if photo is not None:
+                decoded[pair.photo] = photo.size
+                photos[photo_row] = self._scaled(photo, pair.photo)
+            if edit.size != decoded[pair.photo]:
+                raise ValueError(
+                    f"{pair.edit} is {edit.size[0]}x{edit.size[1]}, its photo {decoded[pair.photo][0]}x"
+                    f"{decoded[pair.photo][1]}; both sides of a pair must have one size: make the edit again"
+                )
+            edits[edit_row] = self._scaled(edit, pair.edit)
+        photos.flush()
+        edits.flush()
+
+    @staticmethod
+    def _load(pair: PairFile, file: Path, side: int) -> Image.Image:
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{file} is missing, pairs.jsonl names it (concept {pair.concept}); run the synthesis again"
+            )
+        if pair.sha256 and sha256_of(file) != pair.sha256[side]:
+            raise ValueError(
+                f"{file} is not the file that was written: its sha256 differs from pairs.jsonl; delete it with its line "
+                "and run the synthesis again"
+            )
+        return load_photo(file).image
+
+    def _scaled(self, image: Image.Image, file: Path) -> np.ndarray:
+        if min(image.size) < self.stored_size:
+            raise ValueError(
+                f"{file} is {image.width}x{image.height}, below the {self.stored_size} px asked for; "
+                f"set size to {min(image.size)} or less, or synthesize the pairs at a larger size"
+            )
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        square = image.crop((left, top, left + side, top + side))
+        return np.asarray(square.resize((self.stored_size, self.stored_size), Image.Resampling.LANCZOS))
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def train_dataloader(self) -> StatefulDataLoader[dict[str, Any]]:
+        """Shuffled batches; the order depends on seed and epoch alone, not on the number of ranks.
+
+        Raises:
+            ValueError: The batch does not divide over the ranks, or is larger than the training split.
+        """
+        rank, ranks = self._rank()
+        dataset = self.datasets["train"]
+        if self.batch_size % ranks:
+            raise ValueError(f"batch_size {self.batch_size} does not divide over {ranks} ranks; use a multiple of {ranks}")
+        if len(dataset) < self.batch_size:
+            raise ValueError(
+                f"the training split has {len(dataset)} pairs, batch_size is {self.batch_size}; "
+                "give more photos or a smaller batch"
+            )
+        sampler = StatefulDistributedSampler(dataset, ranks, rank, shuffle=True, seed=self.seed, drop_last=True)
+        return StatefulDataLoader(
+            dataset,
+            batch_size=self.batch_size // ranks,
+            sampler=sampler,
+            drop_last=True,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def _evaluation_dataloader(self, split: Split) -> DataLoader[dict[str, Any]]:
+        rank, ranks = self._rank()
+        dataset = self.datasets[split]
+        if not len(dataset):
+            raise ValueError(f"the {split} split is empty; give it a fraction above 0 in data.split")
+        share = Subset(dataset, range(rank, len(dataset), ranks))
+        # the sampler is there so that Lightning does not divide the share once more and repeat pairs to fill it
+        sampler: DistributedSampler[dict[str, Any]] = DistributedSampler(share, 1, 0, shuffle=False)
+        return DataLoader(share, batch_size=max(self.batch_size // ranks, 1), sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Every validation pair once, over all ranks together."""
+        return self._evaluation_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Every test pair once, over all ranks together."""
+        return self._evaluation_dataloader("test")
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:  # noqa: ARG002
+        """Turn bytes into floats on the device and, in training, crop and flip photo and edit alike."""
+        photo, edit = batch["photo"], batch["edit"]
+        if self.trainer and self.trainer.training:
+            photo, edit = self._augmented(photo, edit)
+        batch["photo"], batch["edit"] = self._to_float(photo), self._to_float(edit)
+        return batch
+
+    def _to_float(self, pictures: Tensor) -> Tensor:
+        """(B, S, S, 3) bytes to the centre (B, 3, size, size) in [-1, 1]."""
+        return center_crop(pictures.permute(0, 3, 1, 2), [self.size, self.size]).float() / 127.5 - 1
+
+    def _augmented(self, photo: Tensor, edit: Tensor) -> tuple[Tensor, Tensor]:
+        """Crop and flip (B, S, S, 3) by draws that depend on seed and batch number alone, for the whole global batch.
+
+        So a resumed run, and a run on another number of ranks, see the same pictures.
+        """
+        rank, ranks = self._rank()
+        batch_number = self.trainer.fit_loop.epoch_loop.total_batch_idx  # type: ignore[union-attr]
+        generator = torch.Generator().manual_seed(hash((self.seed, batch_number)))
+        draws = torch.rand(len(photo) * ranks, 3, generator=generator)[rank::ranks]
+        both = torch.stack((photo, edit), dim=1)
+        room = self.stored_size - self.size
+        out = []
+        for pair, (flip, *corner) in zip(both, draws.tolist(), strict=True):
+            top, left = (int(place * (room + 1)) for place in corner)
+            cropped = pair[:, top : top + self.size, left : left + self.size]
+            out.append(cropped.flip(2) if self.flip and flip < 0.5 else cropped)
+        photo, edit = torch.stack(out).unbind(1)
+        return photo, edit
+
+    def edits(self, split: Split, batch_size: int = 16) -> Iterator[tuple[Tensor, list[str]]]:
+        """The teacher's edits of a split: batches (B, 3, size, size) in [-1, 1] with their concepts."""
+        dataset = self.datasets[split]
+        loader: DataLoader[dict[str, Any]] = DataLoader(dataset, batch_size=batch_size)
+        for batch in loader:
+            yield self._to_float(batch["edit"]), batch["concept"]
+
+    def reference_features(self, split: Split, extractor: FeatureExtractor) -> dict[str, Tensor]:
+        """Features (N, D) of the teacher's edits by concept, computed once for a set, split and size, then read back."""
+        chosen = hashlib.sha256("/".join(self.prompts).encode()).hexdigest()[:8]
+        split_key = hashlib.sha256(json.dumps([self.fractions, self.seed]).encode()).hexdigest()[:8]
+        name = f"{self.set_hash[:16]}-{self.size}-{split}-{split_key}-{chosen}-{extractor.frechet_name}.safetensors"
+        with FileLock(self.cache / "lock"):
+            return reference_features(extractor, self.edits(split), self.cache / name)
+
+
+def _rows(pairs: list[PairFile]) -> list[tuple[int, int]]:
+    """Rows of each pair's photo and edit in the cache; a photo of several concepts is stored once."""
+    photo_rows: dict[Path, int] = {}
+    return [(photo_rows.setdefault(pair.photo, len(photo_rows)), row) for row, pair in enumerate(pairs)]

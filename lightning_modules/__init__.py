@@ -1,0 +1,9 @@
+"""Training recipes, one file each."""
+
+from lightning_modules.base_gan import BaseGAN
+from lightning_modules.lora_adaptation import LoRAAdaptation
+from lightning_modules.pair_synthesis import PairSynthesis
+from lightning_modules.paired_gan import PairedGAN
+from lightning_modules.run import load_run
+
+__all__ = ["BaseGAN", "LoRAAdaptation", "PairSynthesis", "PairedGAN", "load_run"]

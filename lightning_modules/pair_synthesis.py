@@ -1,0 +1,125 @@
+"""Pairs from a teacher."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from typing_extensions import override
+
+from datamodules.source_photos import PhotoBatch
+from pocketgan.pair_set import EditedPhoto
+from pocketgan.teachers import Teacher
+
+
+class PairSynthesis(LightningModule):
+    """A teacher edits photos, each with every concept. `PairWriter` puts the pairs on disk.
+
+    Args:
+        teacher: Makes the edits, at the size that the datamodule hands out.
+        size: Side of the stored photos and edits, in pixels; both are scaled down to it with antialiasing.
+        concepts: Edits to make: name to prompt; None for all that the teacher offers.
+        seed: Seeds the edits. A pair's own seed comes of this one, the photo's id and the concept alone.
+
+    Raises:
+        ValueError: If there are no concepts, or one has a prompt that the teacher does not know.
+    """
+
+    def __init__(
+        self, teacher: Teacher, size: int = 256, concepts: dict[str, str] | None = None, seed: int = 0
+    ) -> None:
+        super().__init__()
+        offered = teacher.concepts
+        if not concepts and not offered:
+            raise ValueError(
+                f"{type(teacher).__name__} has no concepts of its own; give concepts as a mapping of name to "
+                f"prompt, for example watercolour: turn it into a watercolour"
+            )
+        self.concepts = dict(concepts or offered)
+        for name, prompt in self.concepts.items():
+            if offered and prompt not in offered.values():
+                known = "\n  ".join(offered.values())
+                raise ValueError(
+                    f"concept {name}: {type(teacher).__name__} has no prompt {prompt!r}; take one of\n  "
+                    f"{known}"
+                )
+        if size < 32:
+            raise ValueError(f"size is {size}; it must be at least 32")
+        self.teacher = teacher.eval().requires_grad_(False)
+        self._size = size
+        self._seed = seed
+        self._done: Mapping[str, set[str]] = {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What changes an edit's pixels, as plain JSON values."""
+        teacher = dict(self.teacher.settings)
+        # What belongs to one prompt goes to its concept, so that a set can be given further concepts.
+        of_prompts = teacher.pop("prompts", {})
+        return {
+            "teacher": teacher,
+            "size": self._size,
+            "seed": self._seed,
+            "concepts": {
+                name: {"prompt": prompt, **of_prompts.get(prompt, {})}
+                for name, prompt in self.concepts.items()
+            },
+        }
+
+    def leave_out(self, done: Mapping[str, set[str]]) -> None:
+        """Do not make these pairs again: photo id to concepts."""
+        self._done = done
+
+    @override
+    def predict_step(self, batch: PhotoBatch, batch_idx: int) -> list[EditedPhoto]:
+        """Make the missing edits of a batch.
+
+        Returns:
+            One entry per pair, on the CPU, at the stored size.
+
+        Raises:
+            ValueError: If the photos are smaller than the size to store.
+        """
+        pairs: list[EditedPhoto] = []
+        small_photos = self._scaled_down(batch["photo"])
+        for concept, prompt in self.concepts.items():
+            missing = [row for row, name in enumerate(batch["id"]) if concept not in self._done.get(name, ())]
+            if not missing:
+                continue
+            seeds = [self._pair_seed(batch["id"][row], concept) for row in missing]
+            edits = self._scaled_down(self.teacher.edit(batch["photo"][missing], prompt, seeds))
+            pairs.extend(
+                EditedPhoto(
+                    id=batch["id"][row],
+                    concept=concept,
+                    prompt=prompt,
+                    photo=small_photos[row],
+                    edit=edit,
+                    source=batch["source"][row],
+                    seed=seed,
+                )
+                for row, edit, seed in zip(missing, edits, seeds, strict=True)
+            )
+        return pairs
+
+    def _pair_seed(self, photo_id: str, concept: str) -> int:
+        digest = hashlib.sha256(f"{self._seed}/{photo_id}/{concept}".encode()).digest()
+        return int.from_bytes(digest[:4])
+
+    def _scaled_down(self, images: Tensor) -> list[Tensor]:
+        """Scale each of (B, 3, H, W) by itself, so that the kernel chosen does not depend on the batch."""
+        height, width = images.shape[-2:]
+        if len(images) and min(height, width) < self._size:
+            raise ValueError(
+                f"photos are {height}×{width} pixels and cannot be stored at {self._size}; "
+                f"set the datamodule's size to {self._size} or more"
+            )
+        images = images.float().cpu()
+        if (height, width) == (self._size, self._size):
+            return list(images)
+        return [
+            F.interpolate(image, (self._size, self._size), mode="bicubic", antialias=True).clamp(-1, 1)[0]
+            for image in images.split(1)
+        ]

@@ -1,0 +1,288 @@
+"""The adversarial step that all paired image-to-image GANs here share."""
+
+import copy
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from pocketgan.adapters import merge
+from pocketgan.losses import AdversarialLoss, ReconstructionLoss
+from pocketgan.metrics import EditQuality
+from pocketgan.networks import Discriminator, Generator
+from pocketgan.schedule import LinearDecay
+from pocketgan.text import TextEncoder
+
+
+class PairedGAN(LightningModule):
+    """A conditional GAN on (photo, edit) pairs: adversarial loss plus a reconstruction term, pix2pix's form.
+
+    The clock is images seen by the generator over all ranks. Validation, sampling and export use the generator's
+    moving average.
+
+    Args:
+        generator: Edits photos.
+        discriminator: Judges (photo, edit) pairs; never used after training.
+        text_encoder: Turns concepts into the generator's prompt tokens.
+        adversarial_loss: What the two minimise against each other.
+        reconstruction_loss: Distance to the teacher's edit.
+        quality: The figures that ``validate`` and ``test`` report.
+        generator_optimizer: Made over the generator's and the text encoder's trainable parameters.
+        discriminator_optimizer: Made over the discriminator's parameters.
+        adversarial_weight: Factor on the adversarial term of the generator.
+        reconstruction_weight: Factor on the reconstruction term; pix2pix uses 100.
+        ema_halflife_images: Images after which a weight counts half in the moving average (EDM2's convention).
+        learning_rate_decay: Factor on both learning rates over images seen; constant if None.
+        channels_last: Keep feature maps in channels-last memory; faster with bf16, slower with instance norm on CPU.
+        compile_networks: Run generator and discriminator through ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        discriminator: Discriminator,
+        text_encoder: TextEncoder,
+        adversarial_loss: AdversarialLoss,
+        reconstruction_loss: ReconstructionLoss,
+        quality: EditQuality,
+        generator_optimizer: OptimizerCallable,
+        discriminator_optimizer: OptimizerCallable,
+        adversarial_weight: float = 1.0,
+        reconstruction_weight: float = 100.0,
+        ema_halflife_images: float = 10_000.0,
+        learning_rate_decay: LinearDecay | None = None,
+        channels_last: bool = False,
+        compile_networks: bool = False,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        if generator.token_size != text_encoder.token_size:
+            raise ValueError(
+                f"the generator reads tokens of {generator.token_size} features, the text encoder "
+                f"makes {text_encoder.token_size}; set both token_size alike"
+            )
+        if ema_halflife_images <= 0:
+            raise ValueError(f"ema_halflife_images is {ema_halflife_images}; it must be above 0")
+        self.generator = generator
+        self.discriminator = discriminator
+        self.text_encoder = text_encoder
+        self.generator_ema = copy.deepcopy(generator).eval().requires_grad_(False)
+        # one that never learns is its own average
+        self.text_encoder_ema = copy.deepcopy(text_encoder) if text_encoder.learns else text_encoder
+        self.adversarial_loss = adversarial_loss
+        self.reconstruction_loss = reconstruction_loss
+        self.quality = quality
+        self.generator_optimizer = generator_optimizer
+        self.discriminator_optimizer = discriminator_optimizer
+        self.adversarial_weight = adversarial_weight
+        self.reconstruction_weight = reconstruction_weight
+        self.ema_halflife_images = ema_halflife_images
+        self.learning_rate_decay = learning_rate_decay
+        self.compile_networks = compile_networks
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.images_seen = 0
+        self.prompts: dict[str, str] = {}
+
+    @property
+    def concepts(self) -> list[str]:
+        """Names of the concepts that this model was trained on."""
+        return sorted(self.prompts)
+
+    def add_concepts(self, prompts: dict[str, str]) -> None:
+        """Learn names and prompts of concepts; tokens of new ones are made, known ones stay."""
+        self.prompts.update(prompts)
+        self.text_encoder.add_concepts(sorted(prompts))
+        if self.text_encoder_ema is not self.text_encoder:
+            self.text_encoder_ema.add_concepts(sorted(prompts))
+            self.text_encoder_ema.load_state_dict(self.text_encoder.state_dict())
+            self.text_encoder_ema.requires_grad_(False)
+
+    def setup(self, stage: str) -> None:
+        """Take the concepts from the data, before optimizers and a checkpoint's weights come."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.generator.check_size(data.size, data.size)
+        if stage == "fit":
+            self.add_concepts(data.prompts)
+        self.to(memory_format=self.memory_format)
+        if self.compile_networks:
+            self.generator.compile()
+            self.discriminator.compile()
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        """One optimizer for the generator with its text encoder, one for the discriminator."""
+        learned = [*self.generator.parameters(), *self.text_encoder.parameters()]
+        optimizers = [
+            self.generator_optimizer([parameter for parameter in learned if parameter.requires_grad]),
+            self.discriminator_optimizer(self.discriminator.parameters()),
+        ]
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+        return optimizers
+
+    def prompt_tokens(self, batch: dict[str, Any]) -> Tensor:
+        """Tokens (B, L, D) of a batch's concepts."""
+        return self.text_encoder(batch["concept"], batch["prompt"]).to(self.device)
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> None:  # noqa: ARG002
+        """One step of the generator, then one of the discriminator on the same edits."""
+        generator_optimizer, discriminator_optimizer = self.optimizers()  # type: ignore[attr-defined]
+        self._decay_learning_rate(generator_optimizer, discriminator_optimizer)
+        photo, edit = (batch[key].contiguous(memory_format=self.memory_format) for key in ("photo", "edit"))
+
+        with self.toggled_optimizer(generator_optimizer):
+            fake = self.generator(photo, self.prompt_tokens(batch))
+            adversarial = self.adversarial_loss.generator(self.discriminator(photo, fake))
+            reconstruction = self.reconstruction_loss(fake, edit)
+            self.manual_backward(
+                self.adversarial_weight * adversarial + self.reconstruction_weight * reconstruction
+            )
+            generator_optimizer.step()
+            generator_optimizer.zero_grad()
+
+        batch_images = len(photo) * self.trainer.world_size
+        self.update_average(batch_images)
+
+        with self.toggled_optimizer(discriminator_optimizer):
+            # one pass over both halves: no norm of a Discriminator looks across the batch
+            logits = self.discriminator(torch.cat((photo, photo)), torch.cat((edit, fake.detach())))
+            discriminator = self.adversarial_loss.discriminator(*logits.chunk(2))
+            self.manual_backward(discriminator)
+            discriminator_optimizer.step()
+            discriminator_optimizer.zero_grad()
+
+        self.images_seen += batch_images
+        self.log_dict(
+            {
+                "train/reconstruction": reconstruction,
+                "train/adversarial": adversarial,
+                "train/discriminator": discriminator,
+            },
+            prog_bar=True,
+        )
+        self.log("images", float(self.images_seen))
+
+    def _decay_learning_rate(self, *optimizers: Any) -> None:
+        if self.learning_rate_decay is not None:
+            factor = self.learning_rate_decay(self.images_seen)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = factor * group["initial_lr"]
+
+    @torch.no_grad()
+    def update_average(self, batch_images: int) -> None:
+        """Move the averages towards the weights: average ← d · average + (1 - d) · weight, d = 2^(-images/halflife).
+
+        Weights that do not train, and buffers such as batch norm's statistics, are equal or copied.
+        """
+        average = get_ema_multi_avg_fn(0.5 ** (batch_images / self.ema_halflife_images))
+        pairs = [(self.generator, self.generator_ema)]
+        if self.text_encoder_ema is not self.text_encoder:
+            pairs.append((self.text_encoder, self.text_encoder_ema))
+        averaged, current = [], []
+        for network, network_ema in pairs:
+            for parameter, parameter_ema in zip(network.parameters(), network_ema.parameters(), strict=True):
+                if parameter.requires_grad:
+                    averaged.append(parameter_ema)
+                    current.append(parameter)
+            for buffer, buffer_ema in zip(network.buffers(), network_ema.buffers(), strict=True):
+                buffer_ema.copy_(buffer)
+        average(averaged, current, 0)
+
+    def forward(self, photo: Tensor, concepts: list[str]) -> Tensor:
+        """Edit photos with the averaged generator.
+
+        Args:
+            photo: (B, 3, H, W) in [-1, 1].
+            concepts: B names of known concepts.
+
+        Returns:
+            (B, 3, H, W) in [-1, 1].
+        """
+        tokens = self.text_encoder_ema(concepts, [self.prompts[concept] for concept in concepts])
+        return self.generator_ema(photo, tokens.to(photo.device))
+
+    def deployed(self, concept: str) -> nn.Module:
+        """The network of one concept for a device: averaged weights, adapter folded in, prompt as constants.
+
+        Args:
+            concept: A known concept.
+
+        Returns:
+            A copy in eval mode, (B, 3, H, W) to (B, 3, H, W) in [-1, 1].
+        """
+        tokens = self.text_encoder_ema([concept], [self.prompts[concept]]).detach()
+        return merge(self.generator_ema).fold_prompt(tokens.to(self.device)).eval().requires_grad_(False)
+
+    def on_validation_start(self) -> None:
+        """Fetch the teacher's side of the distances."""
+        self._set_reference("val")
+
+    def on_test_start(self) -> None:
+        """Fetch the teacher's side of the distances."""
+        self._set_reference("test")
+
+    def _set_reference(self, split: str) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        unknown = sorted(set(data.prompts) - set(self.prompts))
+        if unknown:
+            raise ValueError(f"unknown concept {', '.join(unknown)}; this run was trained on {', '.join(self.concepts)}")
+        self.quality.reset()
+        if self.quality.feature_extractor is not None:
+            self.quality.set_reference(data.reference_features(split, self.quality.feature_extractor))
+
+    def _evaluate(self, batch: dict[str, Any]) -> None:
+        self.quality.update(self(batch["photo"], batch["concept"]), batch["edit"], batch["concept"])
+
+    def _report(self, stage: str) -> None:
+        # the figures are synchronised already; every rank holds the same
+        self.log_dict({f"{stage}/{name}": value for name, value in self.quality.compute().items()})
+        self.log("images", float(self.images_seen))
+
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:  # noqa: ARG002
+        """Compare the averaged generator's edits with the teacher's."""
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/…``."""
+        self._report("val")
+
+    def test_step(self, batch: dict[str, Any], batch_index: int) -> None:  # noqa: ARG002
+        """Compare the averaged generator's edits with the teacher's."""
+        self._evaluate(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``test/…``."""
+        self._report("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the clock and the concepts."""
+        checkpoint["images_seen"] = self.images_seen
+        checkpoint["prompts"] = self.prompts
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take clock and concepts back; refuse weights of another architecture.
+
+        Raises:
+            ValueError: A weight is missing, unexpected or of another shape.
+        """
+        self.images_seen = checkpoint["images_seen"]
+        self.add_concepts(checkpoint["prompts"])
+        found, expected = checkpoint["state_dict"], self.state_dict()
+        problems = [f"{name} is missing" for name in expected if name not in found]
+        problems += [f"{name} is unknown here" for name in found if name not in expected]
+        problems += [
+            f"{name} is {tuple(found[name].shape)} there and {tuple(tensor.shape)} here"
+            for name, tensor in expected.items()
+            if name in found and found[name].shape != tensor.shape
+        ]
+        if problems:
+            raise ValueError(
+                f"the checkpoint is of another architecture: {'; '.join(problems[:3])}"
+                f"{f' and {len(problems) - 3} more' if len(problems) > 3 else ''}. "
+                "Use the config.yaml that stands beside the checkpoint's folder"
+            )

@@ -1,0 +1,5 @@
+"""``python -m pocketgan``."""
+
+from pocketgan.cli import main
+
+main()

@@ -1,0 +1,217 @@
+"""The command line. Heavy libraries are imported inside the commands, so that ``pocketgan --help`` is quick."""
+
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_origin
+
+if TYPE_CHECKING:
+    from pocketgan.editor import Editor
+
+LIGHTNING_COMMANDS = {
+    "fit": "Train a base or an adapter from YAML files.",
+    "validate": "Measure a trained run on its validation photos.",
+    "test": "Measure a trained run on its test photos.",
+    "predict": "Let a teacher edit photos and write them as a pair set.",
+}
+
+
+def run_lightning(args: list[str] | None) -> None:
+    """Hand ``fit``, ``validate``, ``test`` and ``predict`` to LightningCLI."""
+    from jsonargparse import set_parsing_settings
+    from lightning.pytorch import LightningDataModule, LightningModule
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+    # short class names in YAMLs are found among imported classes
+    import datamodules  # noqa: F401
+    import lightning_modules  # noqa: F401
+    import pocketgan.networks
+    import pocketgan.teachers  # noqa: F401
+    from callbacks import ImageBudget, MetricsCSV, RandomState, SaveRunConfig
+
+    class PocketganCLI(LightningCLI):
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+            parser.set_defaults({"checkpoint.save_last": True, "checkpoint.auto_insert_metric_name": False})
+            parser.add_lightning_class_args(ImageBudget, "budget")
+
+        def before_instantiate_classes(self) -> None:
+            config = self.config[str(self.subcommand)]
+            if self.subcommand in {"validate", "test"} and config.ckpt_path is None:
+                # otherwise Lightning would measure weights that no training has touched
+                config.ckpt_path = str(Path(config.trainer.default_root_dir or ".") / "checkpoints" / "last.ckpt")
+                if not Path(config.ckpt_path).is_file():
+                    raise FileNotFoundError(f"{config.ckpt_path} is missing; `fit` this config first or give --ckpt_path")
+            if self.subcommand == "predict":
+                config.return_predictions = False  # they go to disk batch by batch
+
+        def instantiate_trainer(self, **kwargs: Any) -> Any:
+            trainer = self.config[str(self.subcommand)].trainer
+            if self.subcommand != "predict" and trainer.logger in {None, True}:
+                kwargs["logger"] = MetricsCSV(Path(trainer.default_root_dir or "."))
+            return super().instantiate_trainer(**kwargs)
+
+    # interpolation that the command line and later files can override: lightning_traps.md, T15
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    PocketganCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        save_config_callback=SaveRunConfig,
+        trainer_defaults={"callbacks": [RandomState()]},
+        parser_kwargs={"parser_mode": "omegaconf+"},
+        args=args,
+    )
+
+
+def export(
+    run: Path,
+    out: Path,
+    target: Literal["onnx"] = "onnx",
+    concept: str | None = None,
+    size: int = 256,
+    threads: int = 2,
+    photos: Path | None = None,
+) -> None:
+    """Write a run's model for a device, check it against PyTorch on real photos and time it.
+
+    Args:
+        run: Run folder of a base or an adapter.
+        out: Folder that gets CONCEPT.onnx, and CONCEPT.json with the measured figures.
+        target: The device's format.
+        concept: The concept to export; needed where a base knows several.
+        size: Side in pixels at which it is checked and timed; the model takes any multiple of its divisor.
+        threads: Threads while it is timed.
+        photos: Folder of photos to check on; those bundled in scikit-image and scikit-learn if not given.
+    """
+    from lightning_modules import load_run
+    from pocketgan.exporters import OnnxExporter, export_checked
+
+    model = load_run(run)
+    concept = _chosen(concept, model.concepts, run)
+    export_checked(
+        OnnxExporter(threads),
+        model.deployed(concept),
+        out / f"{concept}.{target}",
+        metadata={"concept": concept, "prompt": model.prompts[concept]},
+        size=size,
+        size_divisor=model.generator.size_divisor,
+        photos=photos,
+    )
+
+
+def edit(
+    inputs: list[Path],
+    model: Path,
+    out: Path,
+    concept: str | None = None,
+    overwrite: bool = False,
+    threads: int | None = None,
+) -> None:
+    """Edit images, and folders of them, at their own size.
+
+    Args:
+        inputs: Image files and folders; folders are searched recursively.
+        model: Run folder, or exported file.
+        out: Folder for the edited pictures, which keep their names.
+        concept: The edit; needed where a base knows several.
+        overwrite: Replace pictures that stand in ``out`` already.
+        threads: Threads of the model; all cores if not given.
+    """
+    from pocketgan.editor import edit_files
+
+    edit_files(inputs, _editor(model, concept, threads), out, overwrite)
+
+
+def _editor(model: Path, concept: str | None, threads: int | None) -> "Editor":
+    import torch
+
+    from pocketgan.editor import Editor
+    from pocketgan.exporters import OnnxExporter
+
+    if model.is_file():
+        exported = OnnxExporter(threads).load(model)
+        _chosen(concept, [exported.metadata["concept"]], model)
+        return Editor(exported, exported.size_divisor)
+    from lightning_modules import load_run
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    run = load_run(model)
+    return Editor(run.deployed(_chosen(concept, run.concepts, model)), run.generator.size_divisor)
+
+
+def _chosen(concept: str | None, concepts: list[str], model: Path) -> str:
+    if concept is None and len(concepts) == 1:
+        return concepts[0]
+    if concept not in concepts:
+        found = "needs a concept" if concept is None else f"does not know the concept {concept}"
+        raise ValueError(f"{model} {found}; choose one with --concept: {', '.join(concepts)}")
+    return concept
+
+
+def quickstart(photos: Path | None = None, out: Path = Path("pocketgan_quickstart")) -> None:
+    """Run the whole pipeline on embedded defaults: pairs, base, adapter, test, export, edited pictures, report.
+
+    Args:
+        photos: Folder of photos to learn on; those bundled in scikit-image and scikit-learn if not given.
+        out: Folder for all that it makes.
+    """
+    from pocketgan.quickstart import run_quickstart
+
+    run_quickstart(main, photos, out)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"quickstart": quickstart, "edit": edit, "export": export}
+
+
+def run_function(function: Callable[..., None], args: list[str]) -> None:
+    """Run a typed function as a command: a first parameter without default is positional, the others are options."""
+    from jsonargparse import ArgumentParser
+
+    name = function.__name__
+    parser = ArgumentParser(prog=f"pocketgan {name}", description=inspect.getdoc(function).split("\n\n")[0])
+    first = next(iter(inspect.signature(function).parameters.values()))
+    positional = {first.name} if first.default is first.empty else set()
+    if positional:
+        several = get_origin(first.annotation) is list
+        parser.add_argument(first.name, type=Path, nargs="+" if several else None)
+    parser.add_function_arguments(function, as_group=False, skip=positional)
+    arguments = parser.parse_args(args)
+    try:
+        function(**vars(parser.instantiate(arguments)))
+    except (ValueError, OSError, ImportError) as error:
+        # what went wrong is in the message; a traceback would only hide it
+        raise SystemExit(f"pocketgan {name}: {error}") from error
+
+
+def _help() -> str:
+    lines = {name: (inspect.getdoc(function) or "").split("\n")[0] for name, function in COMMANDS.items()}
+    listed = "\n".join(f"  {name:<12}{line}" for name, line in {**LIGHTNING_COMMANDS, **lines}.items())
+    return f"usage: pocketgan COMMAND ...\n\n{listed}\n\n`pocketgan COMMAND --help` lists a command's options."
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run one command line.
+
+    Args:
+        args: The words after the program's name; those of this process if None.
+
+    Raises:
+        SystemExit: The command is unknown, an option is wrong, or a command other than LightningCLI's failed.
+    """
+    words = sys.argv[1:] if args is None else args
+    command = words[0] if words else "--help"
+    if command in LIGHTNING_COMMANDS:
+        run_lightning(args)
+    elif command in COMMANDS:
+        run_function(COMMANDS[command], words[1:])
+    elif command in {"-h", "--help"}:
+        print(_help())
+    else:
+        raise SystemExit(f"pocketgan: {command} is no command\n\n{_help()}")

@@ -1,0 +1,77 @@
+"""Files that appear whole or not at all."""
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TEMPORARY_SUFFIX = ".incomplete"
+
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full; free some space or choose another folder, then run again",
+    errno.EDQUOT: "your disk quota is used up; free some space or choose another folder, then run again",
+    errno.EROFS: "the file system is read-only; choose a folder that can be written",
+}
+
+
+@contextmanager
+def explained_write_error(path: Path) -> Iterator[None]:
+    """Say what to do about a full or read-only disk.
+
+    Args:
+        path: The file being written, named in the message.
+
+    Raises:
+        OSError: With the same errno, the path, and the remedy where there is a known one.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0)
+        if remedy is None:
+            raise
+        raise OSError(error.errno, f"cannot write: {remedy}", str(path)) from error
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that no reader, and no later run, ever sees a part of it.
+
+    The bytes go to a hidden temporary file in the same folder, reach the disk, and take the name in one step.
+    A process killed in between leaves only the temporary file, which `remove_temporaries` clears away.
+
+    Args:
+        path: The file. Its folder must exist; an existing file is replaced.
+        data: The whole content.
+
+    Raises:
+        OSError: If it cannot be written; the temporary file is gone and an existing file is as it was.
+    """
+    # The process id keeps two processes that write the same file from sharing a temporary.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    with explained_write_error(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed processes left of `write_whole` in a folder and below.
+
+    Only for a folder that no other process is writing to.
+    """
+    for temporary in folder.rglob(f".*{TEMPORARY_SUFFIX}"):
+        temporary.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

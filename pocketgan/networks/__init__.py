@@ -1,0 +1,18 @@
+"""Generators, discriminators and what they are built of."""
+
+from pocketgan.networks.discriminator import Discriminator
+from pocketgan.networks.e2gan_generator import E2GANGenerator
+from pocketgan.networks.generator import Generator
+from pocketgan.networks.norm import BatchNorm, GroupNorm, InstanceNorm, Norm
+from pocketgan.networks.patch_discriminator import PatchDiscriminator
+
+__all__ = [
+    "BatchNorm",
+    "Discriminator",
+    "E2GANGenerator",
+    "Generator",
+    "GroupNorm",
+    "InstanceNorm",
+    "Norm",
+    "PatchDiscriminator",
+]

@@ -1,0 +1,52 @@
+"""Normalisation as a slot of the networks."""
+
+from abc import ABC, abstractmethod
+
+from torch import nn
+
+
+class Norm(ABC):
+    """Makes the normalisation that follows a convolution."""
+
+    @abstractmethod
+    def __call__(self, channels: int) -> nn.Module:
+        """Make one layer for feature maps of this many channels."""
+
+
+class InstanceNorm(Norm):
+    """Statistics of each photo and channel, no parameters: pix2pix's and so E2GAN's choice.
+
+    It does not fold into a convolution on the device.
+    """
+
+    def __call__(self, channels: int) -> nn.Module:
+        """Make one layer."""
+        return nn.InstanceNorm2d(channels)
+
+
+class GroupNorm(Norm):
+    """Statistics of each photo over groups of channels; keeps more of a flat picture's colour than instance norm.
+
+    Args:
+        groups: Number of groups; channels must be a multiple of it.
+    """
+
+    def __init__(self, groups: int = 8) -> None:
+        self.groups = groups
+
+    def __call__(self, channels: int) -> nn.Module:
+        """Make one layer."""
+        if channels % self.groups:
+            raise ValueError(f"{channels} channels do not divide into {self.groups} groups; change groups or width")
+        return nn.GroupNorm(self.groups, channels)
+
+
+class BatchNorm(Norm):
+    """Statistics of the training set: folds into the convolution on the device, at no cost there.
+
+    Adaptation leaves its running statistics as the base has them, so that an adapter need not store them.
+    """
+
+    def __call__(self, channels: int) -> nn.Module:
+        """Make one layer."""
+        return nn.BatchNorm2d(channels)

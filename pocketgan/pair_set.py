@@ -1,0 +1,406 @@
+"""Pair sets on disk: photos, their edits, and the lines that say which belongs to which.
+
+ROOT/manifest.json             every setting that changes a pixel; its hash
+ROOT/photos/<id>.png           each photo once
+ROOT/edits/<concept>/<id>.png  its edits
+ROOT/pairs.jsonl               one line per pair, sorted by concept and id
+ROOT/journal-<rank>.jsonl      only during a synthesis, or after one was killed: lines not yet in pairs.jsonl
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from pocketgan.files import explained_write_error, remove_temporaries, write_whole
+from pocketgan.images import to_image
+
+FORMAT = "pocketgan pair set 1"
+MANIFEST_FILE_NAME = "manifest.json"
+PAIRS_FILE_NAME = "pairs.jsonl"
+LOCK_FILE_NAME = ".writer.lock"
+
+_SETTINGS = ("concepts", "image_format", "photos", "seed", "size", "teacher", "versions")
+_SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One line of pairs.jsonl.
+
+    Attributes:
+        id: The photo's name within the set, shared by all its edits.
+        concept: The edit's name.
+        prompt: What the teacher was asked for.
+        photo_file_name: Relative to the set's root, with forward slashes.
+        edit_file_name: Likewise.
+        photo_sha256: Of the file.
+        edit_sha256: Of the file.
+        source: The photo that this one is a crop of; equal for all crops of one photo, so that they are never
+            split between training and test.
+        seed: The teacher's seed for this pair.
+        scores: Quality measures by name.
+        dropped: Why the pair is not to be used.
+    """
+
+    id: str
+    concept: str
+    prompt: str
+    photo_file_name: str
+    edit_file_name: str
+    photo_sha256: str
+    edit_sha256: str
+    source: str | None = None
+    seed: int | None = None
+    scores: dict[str, float] | None = None
+    dropped: str | None = None
+
+
+class EditedPhoto(NamedTuple):
+    """A pair that is not yet on disk.
+
+    Attributes:
+        id: The photo's name within the set.
+        concept: The edit's name.
+        prompt: What the teacher was asked for.
+        photo: (3, H, W) in [-1, 1].
+        edit: (3, H, W) in [-1, 1].
+        source: The photo that this one is a crop of.
+        seed: The teacher's seed.
+    """
+
+    id: str
+    concept: str
+    prompt: str
+    photo: Tensor
+    edit: Tensor
+    source: str | None = None
+    seed: int | None = None
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """Read a pair set's manifest.
+
+    Raises:
+        FileNotFoundError: If `root` is not a pair set.
+        ValueError: If the manifest is broken or of another format.
+    """
+    path = root / MANIFEST_FILE_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{root} is not a pair set: it has no {MANIFEST_FILE_NAME}; make one with "
+            f"`pocketgan predict -c configs/synthesize/style_transfer.yaml` and give the root that it prints"
+        )
+    try:
+        manifest = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); restore it or make the set anew") from error
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{path} has format {found!r}; this version reads {FORMAT!r}")
+    return manifest
+
+
+def read_pairs(root: Path, include_dropped: bool = False) -> list[Pair]:
+    """Read a pair set's lines, those of a killed or running synthesis among them.
+
+    Args:
+        root: The pair set.
+        include_dropped: Also return pairs that are marked as not to be used.
+
+    Returns:
+        Pairs sorted by concept and id. That their files are there is for the caller to check.
+
+    Raises:
+        FileNotFoundError: If `root` is not a pair set.
+        ValueError: If a line is broken; the message names the file and the line.
+    """
+    read_manifest(root)
+    pairs: dict[tuple[str, str], Pair] = {}
+    # Journals are read last: a line in one is newer than the line for the same pair in pairs.jsonl.
+    for path in [root / PAIRS_FILE_NAME, *_journals(root)]:
+        pairs.update(((pair.concept, pair.id), pair) for pair in _read_lines(path))
+    return [pair for _, pair in sorted(pairs.items()) if include_dropped or pair.dropped is None]
+
+
+def set_hash(root: Path) -> str:
+    """Return a name for the set's exact content: SHA-256 over its manifest and its sorted pairs.
+
+    Raises:
+        FileNotFoundError: If `root` is not a pair set.
+        ValueError: If it is broken.
+    """
+    pairs = read_pairs(root, include_dropped=True)
+    return hashlib.sha256(_canonical(read_manifest(root)) + b"".join(map(_line, pairs))).hexdigest()
+
+
+def _journals(root: Path) -> list[Path]:
+    return sorted(root.glob("journal-*.jsonl"))
+
+
+def _read_lines(path: Path) -> list[Pair]:
+    if not path.exists():
+        return []
+    pairs = []
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        try:
+            pairs.append(Pair(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            torn = number == len(lines) and not line.endswith(b"\n") and path.name != PAIRS_FILE_NAME
+            if torn:
+                break
+            raise ValueError(
+                f"{path}, line {number} is not a pair ({error}); "
+                f"remove the line and run the synthesis again to redo that pair"
+            ) from error
+    return pairs
+
+
+def _line(pair: Pair) -> bytes:
+    record = {key: value for key, value in asdict(pair).items() if value is not None}
+    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+class PairSetWriter:
+    """Writes a pair set, alone or as one of several processes.
+
+    A pair's line is written after its files are whole, into the process's own journal, so a process can be
+    killed at any moment: what has a line is complete, and what has none is made again. Rank 0 merges the
+    journals into pairs.jsonl when the set is opened and closed. The files do not depend on how often the work
+    was interrupted, nor on the number of processes.
+
+    With several processes, rank 0 must be open before the others open, and the others done before rank 0
+    closes.
+
+    Attributes:
+        pairs: What is complete, by (concept, id).
+
+    Args:
+        root: The pair set; made if it does not exist.
+        settings: The manifest's content: teacher, photos, size (pixels), image_format ("png" or "jpeg"),
+            seed, versions, and concepts, a mapping of name to {"prompt": …}. Plain JSON values.
+        rank: This process's number; 0 holds the lock and writes all that is shared.
+
+    Raises:
+        ValueError: If settings are missing or bad, or the set was made with others. Concepts may be added to
+            a set.
+        RuntimeError: If another process is writing the set.
+    """
+
+    def __init__(self, root: Path, settings: Mapping[str, Any], rank: int = 0) -> None:
+        missing = sorted(set(_SETTINGS) - set(settings))
+        if missing:
+            raise ValueError(f"the settings lack {', '.join(missing)}; needed are {', '.join(_SETTINGS)}")
+        if settings["image_format"] not in _SUFFIXES:
+            raise ValueError(
+                f"image_format {settings['image_format']!r} is not one of {', '.join(_SUFFIXES)}"
+            )
+        for name in settings["concepts"]:
+            _check_name(name, "concept")
+        self.root = root
+        self.pairs: dict[tuple[str, str], Pair] = {}
+        self._image_format: str = settings["image_format"]
+        self._rank = rank
+        self._journal: BinaryIO | None = None
+        self._lock: FileLock | None = None
+        if rank == 0:
+            self._open_shared(settings)
+        self._read_complete()
+
+    def _open_shared(self, settings: Mapping[str, Any]) -> None:
+        with explained_write_error(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock_path = self.root / LOCK_FILE_NAME
+            lock = FileLock(lock_path)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                raise RuntimeError(
+                    f"pair set {self.root} is being written by another process, which holds {lock_path}; "
+                    f"wait until it ends, or choose another root"
+                ) from None
+        self._lock = lock
+        try:
+            self._write_manifest(settings)
+            remove_temporaries(self.root)
+            self._merge_journals()
+        except BaseException:
+            lock.release()
+            raise
+
+    def _write_manifest(self, settings: Mapping[str, Any]) -> None:
+        # Through JSON and back, so that a tuple given equals the list read.
+        wanted: dict[str, Any] = json.loads(_canonical({**settings, "format": FORMAT}))
+        path = self.root / MANIFEST_FILE_NAME
+        if path.exists():
+            found = read_manifest(self.root)
+            _check_same_settings(self.root, found, wanted)
+            wanted["concepts"] = found["concepts"] | wanted["concepts"]
+            # The set keeps the versions that it began with, or its name would change at every upgrade.
+            wanted["versions"] = found["versions"]
+        elif any(self.root.glob("[!.]*")):
+            raise ValueError(
+                f"{self.root} holds other files and no {MANIFEST_FILE_NAME}; choose a new or empty folder"
+            )
+        wanted["hash"] = hashlib.sha256(_canonical(wanted)).hexdigest()
+        content = json.dumps(wanted, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+        if not path.exists() or path.read_bytes() != content:
+            write_whole(path, content)
+
+    def _read_complete(self) -> None:
+        for pair in read_pairs(self.root, include_dropped=True):
+            files = (pair.photo_file_name, pair.edit_file_name)
+            if all((self.root / name).is_file() for name in files):
+                self.pairs[pair.concept, pair.id] = pair
+        self._photo_sha256 = {pair.id: pair.photo_sha256 for pair in self.pairs.values()}
+
+    def concepts_by_id(self) -> dict[str, set[str]]:
+        """Return the concepts that each photo already has: id to names."""
+        done: dict[str, set[str]] = {}
+        for concept, photo_id in self.pairs:
+            done.setdefault(photo_id, set()).add(concept)
+        return done
+
+    def write(self, edited_photos: Iterable[EditedPhoto]) -> None:
+        """Write pairs; each is safe on disk before the next begins.
+
+        Args:
+            edited_photos: Pairs; one that is already complete is passed over.
+
+        Raises:
+            ValueError: If a name is not fit for a file, photo and edit differ in size, or the set holds
+                another photo of the same id.
+            OSError: If the disk is full or read-only.
+        """
+        for edited in edited_photos:
+            if (edited.concept, edited.id) not in self.pairs:
+                self._write_one(edited)
+
+    def _write_one(self, edited: EditedPhoto) -> None:
+        _check_name(edited.id, "id")
+        _check_name(edited.concept, "concept")
+        if edited.photo.shape != edited.edit.shape:
+            sizes = f"{tuple(edited.photo.shape)} and {tuple(edited.edit.shape)}"
+            raise ValueError(f"photo {edited.id} and its edit {edited.concept} differ in shape: {sizes}")
+        suffix = _SUFFIXES[self._image_format]
+        photo_file_name = f"photos/{edited.id}{suffix}"
+        edit_file_name = f"edits/{edited.concept}/{edited.id}{suffix}"
+        photo = self._encoded(edited.photo)
+        photo_sha256 = hashlib.sha256(photo).hexdigest()
+        known = self._photo_sha256.get(edited.id)
+        if known is None:
+            self._write_file(photo_file_name, photo)
+            self._photo_sha256[edited.id] = photo_sha256
+        elif known != photo_sha256:
+            raise ValueError(
+                f"pair set {self.root} holds another photo under the id {edited.id}: the photo has changed, "
+                f"or the libraries that scale it have; write to another root"
+            )
+        edit = self._encoded(edited.edit)
+        self._write_file(edit_file_name, edit)
+        pair = Pair(
+            id=edited.id,
+            concept=edited.concept,
+            prompt=edited.prompt,
+            photo_file_name=photo_file_name,
+            edit_file_name=edit_file_name,
+            photo_sha256=photo_sha256,
+            edit_sha256=hashlib.sha256(edit).hexdigest(),
+            source=edited.source,
+            seed=edited.seed,
+        )
+        self._append(pair)
+        self.pairs[pair.concept, pair.id] = pair
+
+    def _encoded(self, tensor: Tensor) -> bytes:
+        buffer = io.BytesIO()
+        if self._image_format == "png":
+            to_image(tensor).save(buffer, "PNG")
+        else:
+            to_image(tensor).save(buffer, "JPEG", quality=95, subsampling="4:4:4")
+        return buffer.getvalue()
+
+    def _write_file(self, name: str, data: bytes) -> None:
+        path = self.root / name
+        with explained_write_error(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
+
+    def _append(self, pair: Pair) -> None:
+        path = self.root / f"journal-{self._rank}.jsonl"
+        with explained_write_error(path):
+            if self._journal is None:
+                self._journal = path.open("ab")
+            self._journal.write(_line(pair))
+            self._journal.flush()
+            os.fsync(self._journal.fileno())
+
+    def _merge_journals(self) -> None:
+        path = self.root / PAIRS_FILE_NAME
+        journals = _journals(self.root)
+        if journals or not path.exists():
+            write_whole(path, b"".join(map(_line, read_pairs(self.root, include_dropped=True))))
+        for journal in journals:
+            journal.unlink()
+
+    def close(self, merge: bool = True) -> None:
+        """Close the journal; on rank 0, merge all journals and release the lock. Closing twice does no harm.
+
+        Args:
+            merge: False after an error, when other processes may still be writing: the next opening merges.
+        """
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        if self._lock is not None:
+            try:
+                if merge:
+                    self._merge_journals()
+                    self._read_complete()
+            finally:
+                self._lock.release()
+                self._lock = None
+
+
+def _check_name(name: str, kind: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ValueError(f"{kind} {name!r} cannot name a file; use letters A-Z, digits, _ and - only")
+
+
+def _check_same_settings(root: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    differences = []
+    for key in sorted((set(found) | set(wanted)) - {"concepts", "versions", "hash"}):
+        if found.get(key) != wanted.get(key):
+            differences.append(f"{key}: the set has {found.get(key)!r}, this run {wanted.get(key)!r}")
+    for name in sorted(set(found["concepts"]) & set(wanted["concepts"])):
+        if found["concepts"][name] != wanted["concepts"][name]:
+            differences.append(
+                f"concept {name}: the set has {found['concepts'][name]!r}, this run "
+                f"{wanted['concepts'][name]!r}"
+            )
+    if differences:
+        listed = "\n  ".join(differences)
+        raise ValueError(
+            f"pair set {root} was made with other settings:\n  {listed}\nuse its settings, or choose another "
+            f"root"
+        )
+    if found["versions"] != wanted["versions"]:
+        warnings.warn(
+            f"pair set {root} was begun with {found['versions']} and goes on with {wanted['versions']}; "
+            f"pixels may differ slightly between its old and new pairs",
+            stacklevel=2,
+        )

@@ -1,0 +1,45 @@
+"""Learned tokens for each concept, the embedded default that needs no download."""
+
+import torch
+from torch import Tensor, nn
+
+from pocketgan.text.text_encoder import TextEncoder
+
+
+class ConceptTokens(TextEncoder):
+    """A table of learned tokens keyed by the concept's name; it does not read the prompt.
+
+    A base trained with it knows its own concepts. A new concept starts at the mean of the known ones and learns
+    its tokens during adaptation.
+
+    Args:
+        token_size: D, features of a token.
+        tokens_per_concept: L, tokens of each concept.
+    """
+
+    learns = True
+
+    def __init__(self, token_size: int = 64, tokens_per_concept: int = 4) -> None:
+        super().__init__()
+        self.token_size = token_size
+        self.tokens_per_concept = tokens_per_concept
+        self.tokens = nn.ParameterDict()
+
+    def add_concepts(self, concepts: list[str]) -> None:
+        """Add a concept at the mean of those known, or at random if there are none."""
+        known = [tokens.detach() for tokens in self.tokens.values()]
+        for concept in concepts:
+            if concept not in self.tokens:
+                start = torch.stack(known).mean(0) if known else torch.randn(self.tokens_per_concept, self.token_size)
+                self.tokens[concept] = nn.Parameter(start)
+
+    def forward(self, concepts: list[str], prompts: list[str]) -> Tensor:  # noqa: ARG002
+        """Look up tokens; see ``TextEncoder.forward``.
+
+        Raises:
+            ValueError: A concept is unknown.
+        """
+        unknown = sorted(set(concepts) - set(self.tokens))
+        if unknown:
+            raise ValueError(f"unknown concept {', '.join(unknown)}; this model knows {', '.join(self.tokens)}")
+        return torch.stack([self.tokens[concept] for concept in concepts])

@@ -1,0 +1,243 @@
+"""Run as a script, this file is the process that the tests kill or start twice."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from PIL import Image
+
+from callbacks.pair_writer import PairWriter
+from datamodules.source_photos import SourcePhotos
+from lightning_modules.pair_synthesis import PairSynthesis
+from pocketgan.pair_set import PairSetWriter, read_manifest, read_pairs
+from pocketgan.teachers import Teacher
+
+CONCEPTS = ("red", "blue")
+
+
+class NoiseTeacher(Teacher):
+    """Adds noise that depends on the pair's seed; fails at an edit when told to."""
+
+    def __init__(self, concepts=CONCEPTS, edits_before_failure=None):
+        super().__init__()
+        self.names = concepts
+        self.edits = 0
+        self.edits_before_failure = edits_before_failure
+
+    @property
+    def concepts(self):
+        return {name: f"make it {name}" for name in self.names}
+
+    @property
+    def settings(self):
+        return {"name": "NoiseTeacher"}
+
+    def edit(self, photos, prompt, seeds):
+        if self.edits == self.edits_before_failure:
+            raise RuntimeError("the teacher failed")
+        self.edits += len(photos)
+        noise = [torch.rand(photos[0].shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return (photos * len(prompt) / 12 + torch.stack(noise)).clamp(-1, 1)
+
+
+def synthesize(root, photos, teacher=None, trainer=None, **changes):
+    settings = {"size": 64, "batch_size": 2, "minimum_side": 32, **changes}
+    trainer_settings = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
+    loop = Trainer(**{**trainer_settings, **(trainer or {})}, callbacks=[PairWriter(root)])
+    module = PairSynthesis(teacher or NoiseTeacher(), size=32)
+    datamodule = SourcePhotos(photos, **settings)
+    returned = loop.predict(module, datamodule=datamodule)
+    return returned, module, datamodule
+
+
+def content(root):
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for number in range(5):
+        pixels = random.integers(0, 256, (64, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(photos, tmp_path_factory):
+    root = tmp_path_factory.mktemp("expected") / "set"
+    synthesize(root, photos)
+    return content(root)
+
+
+def script(*arguments):
+    """Start this file as a process, or several."""
+    repository = Path(__file__).parents[2]
+    environment = {
+        name: value for name, value in os.environ.items() if name not in {"LOCAL_RANK", "WORLD_SIZE"}
+    }
+    subprocess.run(
+        [sys.executable, __file__, *map(str, arguments)],
+        check=True,
+        env={**environment, "PYTHONPATH": str(repository)},
+        cwd=repository,
+        timeout=300,
+    )
+
+
+def test_a_set_is_written_and_nothing_is_kept_in_memory(tmp_path, photos, capsys):
+    root = tmp_path / "set"
+    returned, _, _ = synthesize(root, photos)
+    assert returned is None
+    assert len(read_pairs(root)) == 10
+    manifest = read_manifest(root)
+    assert manifest["photos"] == {"size": 64, "crop": "centred square"}
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert (
+        f"10 pairs written to {root}, which now holds 10 (5 photos, 2 concepts); 0 photos"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_complete_set_is_left_alone(tmp_path, photos, expected, capsys):
+    root = tmp_path / "set"
+    synthesize(root, photos)
+    times = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.suffix != ".lock"}
+    _, module, _ = synthesize(root, photos)
+    assert module.teacher.edits == 0
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+    assert content(root) == expected
+    assert "0 pairs written" in capsys.readouterr().out
+
+
+def test_an_error_releases_the_set_and_the_rest_alone_is_made(tmp_path, photos, expected):
+    root = tmp_path / "set"
+    with pytest.raises(RuntimeError, match="the teacher failed"):
+        synthesize(root, photos, NoiseTeacher(edits_before_failure=6))
+    _, module, _ = synthesize(root, photos, batch_size=3)
+    # The first batch, two photos with two concepts, was on disk; the second was lost with its first edits.
+    assert module.teacher.edits == 6
+    assert content(root) == expected
+
+
+def test_concepts_and_photos_can_be_added(tmp_path, photos, expected):
+    root = tmp_path / "set"
+    synthesize(root, photos, NoiseTeacher(("red",)), limit=2)
+    _, module, _ = synthesize(root, photos)
+    assert module.teacher.edits == 8
+    assert content(root) == expected
+
+
+def test_unreadable_photos_are_counted(tmp_path, photos, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for path in photos.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "truncated.png").write_bytes((folder / "0.png").read_bytes()[:5000])
+    with pytest.warns(UserWarning, match=r"1 photos skipped(?s:.*)truncated\.png"):
+        _, _, datamodule = synthesize(tmp_path / "set", folder)
+    assert set(datamodule.skipped) == {"truncated.png"}
+    assert len(read_pairs(tmp_path / "set")) == 10
+    assert "1 photos skipped" in capsys.readouterr().out
+
+
+def test_other_settings_and_a_second_writer_are_refused(tmp_path, photos):
+    root = tmp_path / "set"
+    synthesize(root, photos, limit=1)
+    with pytest.raises(ValueError, match="photos: the set has"):
+        synthesize(root, photos, size=32)
+    manifest = read_manifest(root)
+    writer = PairSetWriter(
+        root, {key: value for key, value in manifest.items() if key not in {"format", "hash"}}
+    )
+    with pytest.raises(RuntimeError, match="another process"):
+        synthesize(root, photos)
+    writer.close()
+
+
+def test_misfits_are_refused(tmp_path, photos):
+    with pytest.raises(ValueError, match="precision is bf16-mixed"):
+        synthesize(tmp_path / "set", photos, trainer={"precision": "bf16-mixed"})
+    loop = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[PairWriter(tmp_path)]
+    )
+    with pytest.raises(TypeError, match="needs SourcePhotos as the datamodule, not NoneType"):
+        loop.predict(PairSynthesis(NoiseTeacher()), torch.utils.data.DataLoader([0]))
+    with pytest.raises(TypeError, match="not of LightningModule"):
+        loop.predict(LightningModule(), datamodule=SourcePhotos(photos))
+
+
+def test_killed_at_any_moment_the_set_is_resumed_to_the_same_bytes(tmp_path, photos, expected):
+    script("kill", tmp_path, photos)
+    moments = sorted(tmp_path.iterdir())
+    assert len(moments) > 10
+    for root in moments:
+        assert content(root) == expected, root.name
+
+
+def test_two_processes_make_the_set_of_one(tmp_path, photos, expected):
+    script("two", tmp_path, photos)
+    assert content(tmp_path / "set") == expected
+    assert len(read_pairs(tmp_path / "one photo")) == 2
+
+
+def die_at(moment):
+    """Have the process killed at the given one of all the times that something reaches the disk."""
+    seen = 0
+
+    def count(function):
+        def counted(*arguments):
+            nonlocal seen
+            result = function(*arguments)
+            seen += 1
+            if seen == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return counted
+
+    os.fsync = count(os.fsync)
+    Path.replace = count(Path.replace)
+
+
+def killed(moment, root, photos):
+    child = os.fork()
+    if child == 0:
+        die_at(moment)
+        synthesize(root, photos)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+def kill_at_many_moments(folder, photos):
+    # Forking is safe only while no thread pool has been started.
+    torch.set_num_threads(1)
+    moment = 1
+    while killed(moment, folder / f"{moment:03d}", photos):
+        # Killed twice: also soon after the resumption.
+        killed(3, folder / f"{moment:03d}", photos)
+        moment += 4
+    for root in folder.iterdir():
+        synthesize(root, photos)
+
+
+def run_two_processes(folder, photos):
+    trainer = {"strategy": "ddp", "devices": 2}
+    synthesize(folder / "set", photos, trainer=trainer)
+    synthesize(folder / "one photo", photos, trainer=trainer, limit=1)
+
+
+if __name__ == "__main__":
+    {"kill": kill_at_many_moments, "two": run_two_processes}[sys.argv[1]](
+        Path(sys.argv[2]), Path(sys.argv[3])
+    )

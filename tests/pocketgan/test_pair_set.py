@@ -1,0 +1,241 @@
+import errno
+import json
+import os
+
+import pytest
+import torch
+from PIL import Image
+
+from pocketgan.files import TEMPORARY_SUFFIX, sha256_of
+from pocketgan.pair_set import EditedPhoto, PairSetWriter, read_manifest, read_pairs, set_hash
+
+IDS = ("b", "a", "c")
+
+
+def settings(*concepts, **changes):
+    return {
+        "teacher": {"name": "test", "sizes": (1, 2)},
+        "photos": {"size": 8},
+        "size": 8,
+        "image_format": "png",
+        "seed": 0,
+        "versions": {"torch": "1"},
+        "concepts": {concept: {"prompt": f"make it {concept}"} for concept in concepts},
+        **changes,
+    }
+
+
+def edited(photo_id, concept, **changes):
+    photo = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(ord(photo_id))) * 2 - 1
+    fields = {"photo": photo, "edit": -photo, "seed": 7, "source": f"{photo_id}.jpg", **changes}
+    return EditedPhoto(id=photo_id, concept=concept, prompt=f"make it {concept}", **fields)
+
+
+def make(root, concepts=("x", "y"), ids=IDS, rank=0, **changes):
+    writer = PairSetWriter(root, settings(*concepts, **changes), rank)
+    writer.write(edited(photo_id, concept) for photo_id in ids for concept in concepts)
+    return writer
+
+
+def content(root):
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()
+    }
+
+
+def test_a_set_is_as_designed(tmp_path):
+    make(tmp_path).close()
+    pairs = read_pairs(tmp_path)
+    assert [(pair.concept, pair.id) for pair in pairs] == [
+        (concept, name) for concept in "xy" for name in "abc"
+    ]
+    assert pairs[0].photo_file_name == "photos/a.png"
+    assert pairs[0].edit_file_name == "edits/x/a.png"
+    for pair in pairs:
+        assert sha256_of(tmp_path / pair.photo_file_name) == pair.photo_sha256
+        assert sha256_of(tmp_path / pair.edit_file_name) == pair.edit_sha256
+        assert (pair.seed, pair.source, pair.prompt) == (7, f"{pair.id}.jpg", f"make it {pair.concept}")
+    manifest = read_manifest(tmp_path)
+    assert manifest["concepts"]["x"] == {"prompt": "make it x"}
+    assert len(list((tmp_path / "photos").iterdir())) == 3
+    assert not list(tmp_path.glob("journal-*"))
+    line = json.loads((tmp_path / "pairs.jsonl").read_text().splitlines()[0])
+    assert "scores" not in line
+
+
+def test_jpeg_is_written_without_chroma_subsampling(tmp_path):
+    make(tmp_path, image_format="jpeg").close()
+    pair = read_pairs(tmp_path)[0]
+    assert pair.edit_file_name == "edits/x/a.jpg"
+    with Image.open(tmp_path / pair.edit_file_name) as image:
+        assert [component[1:3] for component in image.layer] == [(1, 1)] * 3
+
+
+def test_the_set_does_not_depend_on_interruptions_order_or_processes(tmp_path):
+    make(tmp_path / "whole").close()
+
+    make(tmp_path / "resumed", ids="b").close(merge=False)
+    make(tmp_path / "resumed", ids="cb").close(merge=False)
+    make(tmp_path / "resumed", ids="abc").close()
+
+    first = make(tmp_path / "two", ids="c")
+    second = make(tmp_path / "two", ids="ab", rank=1)
+    assert (tmp_path / "two" / "journal-1.jsonl").exists()
+    second.close()
+    first.close()
+
+    assert content(tmp_path / "whole") == content(tmp_path / "resumed") == content(tmp_path / "two")
+
+
+def test_a_killed_synthesis_is_readable_and_resumed(tmp_path):
+    make(tmp_path / "whole").close()
+    root = tmp_path / "killed"
+    # What a kill leaves: complete lines, a torn one, an edit without its line, a temporary file.
+    make(root, ids="ab").close(merge=False)
+    journal = root / "journal-0.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-20])
+    (root / "photos" / f".c.png.1{TEMPORARY_SUFFIX}").write_bytes(b"half")
+    assert len(read_pairs(root)) == 3
+
+    writer = PairSetWriter(root, settings("x", "y"))
+    assert writer.concepts_by_id() == {"a": {"x", "y"}, "b": {"x"}}
+    writer.write(edited(photo_id, concept) for photo_id in IDS for concept in "xy")
+    writer.close()
+    assert content(root) == content(tmp_path / "whole")
+
+
+def test_a_pair_whose_file_is_gone_is_made_again(tmp_path):
+    make(tmp_path).close()
+    before = content(tmp_path)
+    (tmp_path / "edits" / "x" / "a.png").unlink()
+    writer = PairSetWriter(tmp_path, settings("x", "y"))
+    assert writer.concepts_by_id()["a"] == {"y"}
+    writer.write([edited("a", "x")])
+    writer.close()
+    assert content(tmp_path) == before
+
+
+def test_a_set_grows_and_changes_its_hash(tmp_path):
+    make(tmp_path, concepts=("x",), ids="a").close()
+    hashes = {set_hash(tmp_path)}
+    make(tmp_path, concepts=("x",), ids="b").close()
+    hashes.add(set_hash(tmp_path))
+    make(tmp_path, concepts=("y",), ids="a").close()
+    hashes.add(set_hash(tmp_path))
+    assert len(hashes) == 3
+    assert set(read_manifest(tmp_path)["concepts"]) == {"x", "y"}
+    assert len(read_pairs(tmp_path)) == 3
+
+
+def test_dropped_pairs_are_left_out_but_not_made_again(tmp_path):
+    make(tmp_path).close()
+    path = tmp_path / "pairs.jsonl"
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps({**json.loads(first), "dropped": "blurred"}), *rest]) + "\n")
+    assert len(read_pairs(tmp_path)) == 5
+    assert len(read_pairs(tmp_path, include_dropped=True)) == 6
+    writer = PairSetWriter(tmp_path, settings("x", "y"))
+    assert len(writer.pairs) == 6
+    writer.close()
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    make(tmp_path).close()
+    before = content(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"seed: the set has 0, this run 1\n  size: the set has 8, this run 16"
+    ):
+        PairSetWriter(tmp_path, settings("x", seed=1, size=16))
+    with pytest.raises(ValueError, match="concept x: the set has"):
+        PairSetWriter(tmp_path, settings(concepts={"x": {"prompt": "another"}}))
+    assert content(tmp_path) == before
+    make(tmp_path).close()
+
+
+def test_other_versions_are_only_warned_of(tmp_path):
+    make(tmp_path).close()
+    before = content(tmp_path)
+    with pytest.warns(UserWarning, match="begun with"):
+        make(tmp_path, versions={"torch": "2"}).close()
+    assert content(tmp_path) == before
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    writer = make(tmp_path)
+    with pytest.raises(RuntimeError, match=r"another process, which holds .*\.writer\.lock"):
+        PairSetWriter(tmp_path, settings("x"))
+    writer.close()
+    make(tmp_path).close()
+
+
+def test_bad_settings_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="the settings lack teacher"):
+        PairSetWriter(tmp_path, {key: value for key, value in settings("x").items() if key != "teacher"})
+    with pytest.raises(ValueError, match="'gif' is not one of png, jpeg"):
+        PairSetWriter(tmp_path, settings("x", image_format="gif"))
+    with pytest.raises(ValueError, match="concept 'van gogh' cannot name a file"):
+        PairSetWriter(tmp_path, settings("van gogh"))
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.doc").touch()
+    with pytest.raises(ValueError, match="choose a new or empty folder"):
+        PairSetWriter(tmp_path, settings("x"))
+
+
+def test_bad_pairs_are_refused(tmp_path):
+    writer = make(tmp_path)
+    with pytest.raises(ValueError, match="id '../a' cannot name a file"):
+        writer.write([edited("d", "x")._replace(id="../a")])
+    with pytest.raises(ValueError, match="differ in shape"):
+        writer.write([edited("d", "x", edit=torch.zeros(3, 4, 4))])
+    with pytest.raises(ValueError, match="another photo under the id a"):
+        writer.write([edited("a", "z", photo=torch.zeros(3, 8, 8))])
+    writer.close()
+
+
+def test_broken_sets_are_explained(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not a pair set"):
+        read_pairs(tmp_path)
+    make(tmp_path).close()
+    path = tmp_path / "pairs.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"id": "a"')
+    with pytest.raises(ValueError, match=r"pairs\.jsonl, line 7 is not a pair"):
+        read_pairs(tmp_path)
+    path.write_bytes(whole.replace(b'"seed"', b'"sead"', 1))
+    with pytest.raises(ValueError, match=r"line 1 is not a pair .*sead"):
+        read_pairs(tmp_path)
+    path.write_bytes(whole)
+    (tmp_path / "journal-0.jsonl").write_bytes(b"torn\n" + whole)
+    with pytest.raises(ValueError, match=r"journal-0\.jsonl, line 1"):
+        read_pairs(tmp_path)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match="has format None"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("files_before_full", range(7))
+def test_a_disk_that_fills_up_leaves_whole_files_and_can_be_resumed(tmp_path, monkeypatch, files_before_full):
+    make(tmp_path / "whole").close()
+    writer = PairSetWriter(tmp_path / "full", settings("x", "y"))
+    fsync, calls = os.fsync, []
+
+    def fail_later(descriptor):
+        calls.append(descriptor)
+        if len(calls) > files_before_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail_later)
+        with pytest.raises(OSError, match="the disk is full"):
+            writer.write(edited(photo_id, concept) for photo_id in IDS for concept in "xy")
+    writer.close(merge=False)
+    for pair in read_pairs(tmp_path / "full"):
+        assert sha256_of(tmp_path / "full" / pair.edit_file_name) == pair.edit_sha256
+    make(tmp_path / "full").close()
+    assert content(tmp_path / "full") == content(tmp_path / "whole")
