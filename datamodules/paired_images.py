@@ -14,6 +14,8 @@ from filelock import FileLock
 from lightning.pytorch import LightningDataModule
 from PIL import Image
 from rich.progress import track
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -23,7 +25,7 @@ from torchvision.transforms.functional import center_crop
 from pocketgan.files import sha256_of
 from pocketgan.images import IMAGE_SUFFIXES, load_photo
 from pocketgan.metrics import FeatureExtractor, reference_features
-from pocketgan.pair_set import read_pairs, set_hash
+from pocketgan.pair_set import Pair, read_pairs, set_hash
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -54,18 +56,30 @@ class PairFile:
 
 def pairs_of_pair_set(root: Path) -> list[PairFile]:
     """List a pair set's pairs; crops of one source photo form one group, and so do equal photos of two names."""
-    group: dict[str, str] = {}
+    pairs = read_pairs(root)
+    nodes = {name: number for number, name in enumerate({key for pair in pairs for key in _photo_keys(pair)})}
+    edges = np.array([[nodes[key] for key in _photo_keys(pair)] for pair in pairs]).reshape(-1, 2).T
+    graph = coo_array((np.ones(edges.shape[1]), tuple(edges)), shape=(len(nodes), len(nodes)))
+    component = connected_components(graph, directed=False)[1]
+    # named after its first photo, so that the name does not depend on numbering
+    group: dict[int, str] = {}
+    for pair in pairs:
+        group.setdefault(component[nodes[_photo_keys(pair)[0]]], pair.source or pair.photo_sha256)
     return [
         PairFile(
             concept=pair.concept,
             prompt=pair.prompt,
             photo=root / pair.photo_file_name,
             edit=root / pair.edit_file_name,
-            group=group.setdefault(pair.photo_sha256, pair.source or pair.photo_sha256),
+            group=group[component[nodes[_photo_keys(pair)[0]]]],
             sha256=(pair.photo_sha256, pair.edit_sha256),
         )
-        for pair in read_pairs(root)
+        for pair in pairs
     ]
+
+
+def _photo_keys(pair: Pair) -> tuple[str, str]:
+    return f"sha256:{pair.photo_sha256}", f"source:{pair.source or pair.photo_sha256}"
 
 
 def pairs_of_aligned_folder(root: Path) -> list[PairFile]:
@@ -328,6 +342,7 @@ class PairedImages(LightningDataModule):
             batch_size=self.batch_size // ranks,
             sampler=sampler,
             drop_last=True,
+            generator=torch.Generator(),  # a loader's own draw must not move the training's random numbers
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
@@ -340,7 +355,9 @@ class PairedImages(LightningDataModule):
         share = Subset(dataset, range(rank, len(dataset), ranks))
         # the sampler is there so that Lightning does not divide the share once more and repeat pairs to fill it
         sampler: DistributedSampler[dict[str, Any]] = DistributedSampler(share, 1, 0, shuffle=False)
-        return DataLoader(share, batch_size=max(self.batch_size // ranks, 1), sampler=sampler)
+        return DataLoader(
+            share, batch_size=max(self.batch_size // ranks, 1), sampler=sampler, generator=torch.Generator()
+        )
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Every validation pair once, over all ranks together."""
@@ -384,7 +401,7 @@ class PairedImages(LightningDataModule):
     def edits(self, split: Split, batch_size: int = 16) -> Iterator[tuple[Tensor, list[str]]]:
         """The teacher's edits of a split: batches (B, 3, size, size) in [-1, 1] with their concepts."""
         dataset = self.datasets[split]
-        loader: DataLoader[dict[str, Any]] = DataLoader(dataset, batch_size=batch_size)
+        loader: DataLoader[dict[str, Any]] = DataLoader(dataset, batch_size, generator=torch.Generator())
         for batch in loader:
             yield self._to_float(batch["edit"]), batch["concept"]
 

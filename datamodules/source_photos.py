@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import random
 import re
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -99,9 +100,6 @@ class SourcePhotos(LightningDataModule):
         ValueError: If a number is out of range.
     """
 
-    # With fewer photos left than processes, some have nothing to do.
-    allow_zero_length_dataloader_with_multiple_devices = True
-
     def __init__(
         self,
         root: Path | None = None,
@@ -114,6 +112,8 @@ class SourcePhotos(LightningDataModule):
         workers: int = 0,
     ) -> None:
         super().__init__()
+        # With fewer photos left than processes, some have nothing to do.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         least = {"size": (size, 32), "batch_size": (batch_size, 1), "minimum_side": (minimum_side, 1)}
         least |= {"crops_per_photo": (crops_per_photo or 1, 1), "limit": (1 if limit is None else limit, 1)}
         for name, (value, minimum) in least.items():
@@ -200,6 +200,9 @@ class SourcePhotos(LightningDataModule):
             (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         )
         crops = [crop for crop in self._crops if crop.id not in self._excluded]
+        if not crops:
+            # Lightning warns of an empty loader, but a set that is complete needs no attention.
+            warnings.filterwarnings("ignore", "Total length of .* across ranks is zero")
         dataset = _Crops(crops[rank::world_size], self._size, self._seed, self._minimum_side)
         # Already this process's share. The sampler is there to say so: Lightning would divide it once more.
         # Its own UnrepeatedDistributedSampler refuses fewer photos than processes, which happens when the

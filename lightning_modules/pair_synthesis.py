@@ -120,6 +120,8 @@ class PairSynthesis(LightningModule):
         if (height, width) == (self._size, self._size):
             return list(images)
         return [
-            F.interpolate(image, (self._size, self._size), mode="bicubic", antialias=True).clamp(-1, 1)[0]
-            for image in images.split(1)
+            F.interpolate(image[None], (self._size, self._size), mode="bicubic", antialias=True)[0].clamp(
+                -1, 1
+            )
+            for image in images
         ]

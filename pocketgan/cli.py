@@ -2,12 +2,18 @@
 
 import inspect
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_origin
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pocketgan.editor import Editor
+
+LARGEST_DIFFERENCE = 1e-3
+EXPORT_CHECK_PHOTOS = 20
 
 LIGHTNING_COMMANDS = {
     "fit": "Train a base or an adapter from YAML files.",
@@ -15,6 +21,26 @@ LIGHTNING_COMMANDS = {
     "test": "Measure a trained run on its test photos.",
     "predict": "Let a teacher edit photos and write them as a pair set.",
 }
+
+
+def _ignore_upstream_warnings() -> None:
+    """Keep from the user what only Lightning and torchdata could mend."""
+    from jsonargparse._deprecated import JsonargparseDeprecationWarning
+
+    # LightningCLI 2.6 calls jsonargparse by an old name
+    warnings.filterwarnings("ignore", category=JsonargparseDeprecationWarning)
+    # tests and quickstart call main(args) from Python on purpose
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
+    # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # torchdata 0.11 calls what torch 2.14 deprecates
+    warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
+    # averages, teachers and feature networks are in eval mode on purpose
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
+    # SaveRunConfig refuses a folder that another run would overwrite; a resumed one is meant to be there
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # batches come from a memory map: workers cost more than they bring on a few cores
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
 
 
 def run_lightning(args: list[str] | None) -> None:
@@ -31,6 +57,8 @@ def run_lightning(args: list[str] | None) -> None:
     import pocketgan.teachers  # noqa: F401
     from callbacks import ImageBudget, MetricsCSV, RandomState, SaveRunConfig
 
+    _ignore_upstream_warnings()
+
     class PocketganCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
@@ -44,8 +72,6 @@ def run_lightning(args: list[str] | None) -> None:
                 config.ckpt_path = str(Path(config.trainer.default_root_dir or ".") / "checkpoints" / "last.ckpt")
                 if not Path(config.ckpt_path).is_file():
                     raise FileNotFoundError(f"{config.ckpt_path} is missing; `fit` this config first or give --ckpt_path")
-            if self.subcommand == "predict":
-                config.return_predictions = False  # they go to disk batch by batch
 
         def instantiate_trainer(self, **kwargs: Any) -> Any:
             trainer = self.config[str(self.subcommand)].trainer
@@ -89,20 +115,49 @@ def export(
         threads: Threads while it is timed.
         photos: Folder of photos to check on; those bundled in scikit-image and scikit-learn if not given.
     """
+    import json
+
     from lightning_modules import load_run
-    from pocketgan.exporters import OnnxExporter, export_checked
+    from pocketgan.exporters import OnnxExporter, compare, measure_latency
+    from pocketgan.files import write_whole
 
     model = load_run(run)
     concept = _chosen(concept, model.concepts, run)
-    export_checked(
-        OnnxExporter(threads),
-        model.deployed(concept),
-        out / f"{concept}.{target}",
-        metadata={"concept": concept, "prompt": model.prompts[concept]},
-        size=size,
-        size_divisor=model.generator.size_divisor,
-        photos=photos,
+    divisor = model.generator.size_divisor
+    model.generator.check_size(size, size)
+    network, exporter = model.deployed(concept), OnnxExporter()
+    file = out / f"{concept}{exporter.suffix}"
+    out.mkdir(parents=True, exist_ok=True)
+    unchecked = file.with_suffix(f".unchecked{exporter.suffix}")
+    try:
+        metadata = {"concept": concept, "prompt": model.prompts[concept]}
+        exporter.export(network, unchecked, metadata, size, divisor)
+        exported = exporter.load(unchecked, threads)
+        difference = compare(network, exported, _real_photos(photos, size))
+        if not difference.max_difference <= LARGEST_DIFFERENCE:
+            raise ValueError(
+                f"the exported model differs from PyTorch by {difference.max_difference:.1e} on real photos "
+                f"({difference.psnr_db:.1f} dB), more than {LARGEST_DIFFERENCE:.0e}; it was not kept"
+            )
+        latency = measure_latency(exported, size, threads)
+        unchecked.replace(file)
+    finally:
+        unchecked.unlink(missing_ok=True)
+    figures = {"bytes": file.stat().st_size, **difference._asdict(), **latency._asdict()}
+    write_whole(file.with_suffix(".json"), json.dumps(figures, indent=2).encode())
+    print(
+        f"{file}: {figures['bytes'] / 1024:.0f} KiB; against PyTorch on {EXPORT_CHECK_PHOTOS} real photos: largest difference "
+        f"{difference.max_difference:.1e}, {difference.psnr_db:.1f} dB; {size} px on {threads} threads: "
+        f"median {latency.median_ms:.1f} ms, p95 {latency.p95_ms:.1f} ms"
     )
+
+
+def _real_photos(folder: Path | None, size: int) -> "list[Tensor]":
+    from datamodules import SourcePhotos
+
+    data = SourcePhotos(folder, size=size, limit=EXPORT_CHECK_PHOTOS, batch_size=1)
+    data.setup("predict")
+    return [batch["photo"] for batch in data.predict_dataloader() if len(batch["photo"])]
 
 
 def edit(
@@ -135,7 +190,7 @@ def _editor(model: Path, concept: str | None, threads: int | None) -> "Editor":
     from pocketgan.exporters import OnnxExporter
 
     if model.is_file():
-        exported = OnnxExporter(threads).load(model)
+        exported = OnnxExporter().load(model, threads)
         _chosen(concept, [exported.metadata["concept"]], model)
         return Editor(exported, exported.size_divisor)
     from lightning_modules import load_run
@@ -171,21 +226,31 @@ COMMANDS: dict[str, Callable[..., None]] = {"quickstart": quickstart, "edit": ed
 
 
 def run_function(function: Callable[..., None], args: list[str]) -> None:
-    """Run a typed function as a command: a first parameter without default is positional, the others are options."""
+    """Run a typed function as a command.
+
+    A first parameter without default is positional, a bool is a switch, the others are options.
+    """
+    import docstring_parser
     from jsonargparse import ArgumentParser
 
     name = function.__name__
-    parser = ArgumentParser(prog=f"pocketgan {name}", description=inspect.getdoc(function).split("\n\n")[0])
-    first = next(iter(inspect.signature(function).parameters.values()))
-    positional = {first.name} if first.default is first.empty else set()
-    if positional:
-        several = get_origin(first.annotation) is list
-        parser.add_argument(first.name, type=Path, nargs="+" if several else None)
-    parser.add_function_arguments(function, as_group=False, skip=positional)
+    described = docstring_parser.parse(inspect.getdoc(function) or "")
+    help_of = {parameter.arg_name: parameter.description for parameter in described.params}
+    parser = ArgumentParser(prog=f"pocketgan {name}", description=described.short_description)
+    by_hand = set()
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.default is parameter.empty and not by_hand:
+            several = "+" if get_origin(parameter.annotation) is list else None
+            parser.add_argument(parameter.name, type=Path, nargs=several, help=help_of[parameter.name])
+            by_hand.add(parameter.name)
+        elif parameter.annotation is bool:
+            parser.add_argument(f"--{parameter.name}", action="store_true", help=help_of[parameter.name])
+            by_hand.add(parameter.name)
+    parser.add_function_arguments(function, as_group=False, skip=by_hand)
     arguments = parser.parse_args(args)
     try:
         function(**vars(parser.instantiate(arguments)))
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:  # what users can mend
         # what went wrong is in the message; a traceback would only hide it
         raise SystemExit(f"pocketgan {name}: {error}") from error
 

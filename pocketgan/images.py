@@ -34,8 +34,8 @@ class LoadedPhoto(NamedTuple):
 
     Attributes:
         image: RGB, 8 bit, sRGB, upright.
-        conversions: What had to be converted for that, for example ("CMYK",). Turning upright and plain 8-bit
-            grey to RGB lose nothing and are not named.
+        conversions: What was unusual and had to be converted for that, for example ("CMYK",). Turning
+            upright, plain grey to RGB and a colour profile to sRGB are routine and not named.
     """
 
     image: Image.Image
@@ -121,8 +121,11 @@ def _standardised(image: Image.Image, path: Path) -> LoadedPhoto:
     if image.mode not in {"RGB", "L", "CMYK"}:
         image = image.convert("RGB")
     if profile:
-        image, converted = _in_srgb(image, profile)
-        conversions.extend(converted)
+        try:
+            image = _in_srgb(image, profile)
+        except (ImageCms.PyCMSError, OSError) as error:
+            # Cameras and editors do write broken profiles; the pixels are still a photo.
+            conversions.append(f"colour profile ignored ({str(error).strip()})")
     return LoadedPhoto(image.convert("RGB"), tuple(conversions))
 
 
@@ -144,18 +147,13 @@ def _on_white(image: Image.Image) -> Image.Image:
     return canvas
 
 
-def _in_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, list[str]]:
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        name = ImageCms.getProfileDescription(source).strip()
-        if "srgb" in name.lower() and image.mode in {"RGB", "L"}:
-            return image, []
-        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError) as error:
-        # Cameras and editors do write broken profiles; the pixels are still a photo.
-        return image, [f"colour profile ignored ({str(error).strip()})"]
+def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    if "srgb" in ImageCms.getProfileDescription(source).lower() and image.mode in {"RGB", "L"}:
+        return image
+    converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     assert converted is not None, "only an in-place conversion returns nothing"
-    return converted, [f"colour profile {name}"]
+    return converted
 
 
 def to_tensor(image: Image.Image) -> Tensor:

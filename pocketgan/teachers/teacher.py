@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Teacher(nn.Module, ABC):
-    """A model that edits photos, frozen: pairs are made from it, it never learns here."""
+    """A frozen model that edits photos: pairs are made from it, it never learns here."""
 
     @property
     @abstractmethod
@@ -17,7 +17,11 @@ class Teacher(nn.Module, ABC):
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Every setting that changes a pixel, as plain JSON values; goes into the pair set's manifest."""
+        """Every setting that changes a pixel, as plain JSON values; goes into the pair set's manifest.
+
+        An optional key ``prompts`` maps a prompt to settings of that prompt alone; they are kept with its concept,
+        so that a set can be given further concepts.
+        """
 
     @abstractmethod
     def edit(self, photos: Tensor, prompt: str, seeds: list[int]) -> Tensor:

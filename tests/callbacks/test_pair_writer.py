@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,11 @@ class NoiseTeacher(Teacher):
         self.edits += len(photos)
         noise = [torch.rand(photos[0].shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return (photos * len(prompt) / 12 + torch.stack(noise)).clamp(-1, 1)
+
+
+class OtherModule(LightningModule):
+    def forward(self, batch):
+        return batch
 
 
 def synthesize(root, photos, teacher=None, trainer=None, **changes):
@@ -101,7 +107,7 @@ def test_a_set_is_written_and_nothing_is_kept_in_memory(tmp_path, photos, capsys
     assert len(read_pairs(root)) == 10
     manifest = read_manifest(root)
     assert manifest["photos"] == {"size": 64, "crop": "centred square"}
-    assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest["versions"]["torch"] == version("torch")
     assert (
         f"10 pairs written to {root}, which now holds 10 (5 photos, 2 concepts); 0 photos"
         in capsys.readouterr().out
@@ -172,8 +178,8 @@ def test_misfits_are_refused(tmp_path, photos):
     )
     with pytest.raises(TypeError, match="needs SourcePhotos as the datamodule, not NoneType"):
         loop.predict(PairSynthesis(NoiseTeacher()), torch.utils.data.DataLoader([0]))
-    with pytest.raises(TypeError, match="not of LightningModule"):
-        loop.predict(LightningModule(), datamodule=SourcePhotos(photos))
+    with pytest.raises(TypeError, match="not of OtherModule"):
+        loop.predict(OtherModule(), datamodule=SourcePhotos(photos))
 
 
 def test_killed_at_any_moment_the_set_is_resumed_to_the_same_bytes(tmp_path, photos, expected):

@@ -1,0 +1,1 @@
+"""The shipped YAMLs, as data."""

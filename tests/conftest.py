@@ -1,0 +1,30 @@
+"""Fixtures that tests share."""
+
+from pathlib import Path
+
+import pytest
+from tiny import fit_adapter, fit_base, make_pair_set
+
+
+@pytest.fixture(autouse=True)
+def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No hub, no files outside tmp_path."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def pair_set(tmp_path: Path) -> Path:
+    """12 photos of 32 px, concepts inverted and sepia."""
+    return make_pair_set(tmp_path / "pairs")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny pair set, a base trained on one of its concepts, and an adapter to the other; not to be written to."""
+    folder = tmp_path_factory.mktemp("trained")
+    pairs = make_pair_set(folder / "pairs")
+    base = fit_base(pairs, folder / "base", "--data.concepts=[inverted]")
+    adapter = fit_adapter(pairs, base, folder / "sepia", "--data.concepts=[sepia]")
+    return {"pairs": pairs, "base": base, "adapter": adapter}

@@ -1,0 +1,279 @@
+"""Pair sets and aligned folders as batches: split, cache, augmentation, order, refusals."""
+
+import json
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import CONCEPTS, make_pair_set, real_photos
+
+from datamodules import PairedImages
+from pocketgan.images import to_image
+
+
+def opened(root, **arguments):
+    data = PairedImages(root, **{"size": 32, "batch_size": 4, "split": (0.5, 0.25, 0.25), **arguments})
+    data.setup("fit")
+    return data
+
+
+def photos_of(data, split):
+    return {pair.photo.name for pair in data.datasets[split].pairs}
+
+
+def pretend_training(data, batch_number=0, rank=0, ranks=1):
+    data.trainer = SimpleNamespace(
+        training=True,
+        global_rank=rank,
+        world_size=ranks,
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=batch_number)),
+    )
+
+
+def test_a_photo_stands_on_one_side_whatever_the_concepts(pair_set):
+    data = opened(pair_set)
+    sides = [photos_of(data, split) for split in ("train", "val", "test")]
+    assert [len(side) for side in sides] == [6, 3, 3]
+    assert not sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2]
+    assert len(data.datasets["train"]) == 12
+    alone = opened(pair_set, concepts=["sepia"])
+    assert photos_of(alone, "test") == sides[2]
+    assert alone.prompts == {"sepia": "make it sepia"}
+    assert photos_of(opened(pair_set, seed=1), "test") != sides[2]
+
+
+def test_crops_of_one_photo_and_copies_stay_together(tmp_path):
+    root = make_pair_set(tmp_path / "pairs", photos=8)
+    lines = [json.loads(line) for line in (root / "pairs.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["source"] = f"source-{int(line['id'][-3:]) // 2}"
+    copied = dict(lines[0], id="copy", photo_file_name="photos/copy.png", source="elsewhere")
+    (root / "photos" / "copy.png").write_bytes((root / lines[0]["photo_file_name"]).read_bytes())
+    lines.append(copied)
+    (root / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = opened(root, split=(0.5, 0.25, 0.25))
+    side = {pair.photo.name: split for split in data.datasets for pair in data.datasets[split].pairs}
+    assert all(side[f"photo-{index:03d}.png"] == side[f"photo-{index + 1:03d}.png"] for index in range(0, 8, 2))
+    assert side["copy.png"] == side[lines[0]["photo_file_name"].removeprefix("photos/")]
+
+
+def test_items_are_the_files_pixels(pair_set):
+    data = opened(pair_set)
+    item, pair = data.datasets["train"][0], data.datasets["train"].pairs[0]
+    assert np.array_equal(item["photo"], np.asarray(Image.open(pair.photo)))
+    assert np.array_equal(item["edit"], np.asarray(Image.open(pair.edit)))
+    batch = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
+    assert batch["photo"].shape == (4, 3, 32, 32)
+    assert -1 <= batch["photo"].min() < batch["photo"].max() <= 1
+
+
+def test_photo_and_edit_are_augmented_alike(tmp_path):
+    root = make_pair_set(tmp_path / "pairs", photos=20, size=40, concepts=("inverted",))
+    data = opened(root, crop_from=40, batch_size=8)
+    changed = 0
+    for number, batch in enumerate(data.train_dataloader()):
+        pretend_training(data, number)
+        before = data._to_float(batch["photo"])
+        after = data.on_after_batch_transfer(batch, 0)
+        torch.testing.assert_close(after["photo"], -after["edit"], atol=1.01 / 127.5, rtol=0)
+        changed += int((before != after["photo"]).flatten(1).any(1).sum())
+    assert changed
+
+
+def test_augmentation_depends_on_the_batch_number_not_on_the_ranks(tmp_path):
+    root = make_pair_set(tmp_path / "pairs", photos=16, concepts=("inverted",))
+    whole = opened(root, batch_size=8)
+    pretend_training(whole, batch_number=5)
+    photos = torch.arange(8)[:, None, None, None] + torch.arange(32)[None, None, :, None].expand(8, 32, 32, 3)
+    expected, _ = whole._augmented(photos, photos)
+    assert not torch.equal(expected, photos)
+    parts = []
+    for rank in range(2):
+        pretend_training(whole, 5, rank, 2)
+        parts.append(whole._augmented(photos[rank::2], photos[rank::2])[0])
+    assert torch.equal(torch.stack(parts, 1).flatten(0, 1), expected)
+    pretend_training(whole, batch_number=6)
+    assert not torch.equal(whole._augmented(photos, photos)[0], expected)
+
+
+def test_every_rank_count_sees_the_same_batches(pair_set):
+    def batches(ranks):
+        shares = []
+        for rank in range(ranks):
+            data = opened(pair_set)
+            pretend_training(data, 0, rank, ranks)
+            shares.append([batch["photo"].sum((1, 2, 3)).tolist() for batch in data.train_dataloader()])
+        return [sorted(sum(parts, [])) for parts in zip(*shares, strict=True)]
+
+    assert batches(1) == batches(2)
+
+
+def test_evaluation_covers_each_pair_once_over_ranks(pair_set):
+    seen = []
+    for rank in range(4):
+        data = opened(pair_set)
+        pretend_training(data, 0, rank, 4)
+        seen += [value for batch in data.test_dataloader() for value in batch["photo"].sum((1, 2, 3)).tolist()]
+    assert len(seen) == len(opened(pair_set).datasets["test"])
+
+
+def test_loader_resumes_inside_an_epoch(pair_set):
+    def values(batches):
+        return [batch["edit"].sum().item() for batch in batches]
+
+    expected = values(opened(pair_set).train_dataloader())
+    loader = opened(pair_set).train_dataloader()
+    iterator = iter(loader)
+    next(iterator)
+    state = loader.state_dict()
+    resumed = opened(pair_set).train_dataloader()
+    resumed.load_state_dict(state)
+    assert values(resumed) == expected[1:]
+
+
+def test_cache_is_built_once_and_again_when_stale(pair_set):
+    opened(pair_set)
+    caches = sorted((pair_set / ".cache").glob("*-32"))
+    assert len(caches) == 1
+    stamp = (caches[0] / "photos.npy").stat().st_mtime_ns
+    data = opened(pair_set)
+    assert (caches[0] / "photos.npy").stat().st_mtime_ns == stamp
+    assert len(data.datasets["train"].photos) == 12  # photos of two concepts are stored once
+    assert len(data.datasets["train"].edits) == 24
+    lines = (pair_set / "pairs.jsonl").read_text().splitlines(keepends=True)
+    (pair_set / "pairs.jsonl").write_text("".join(lines[1:]))
+    assert len(opened(pair_set).datasets["train"].edits) == 23
+    assert len(list((pair_set / ".cache").glob("*-32"))) == 2
+
+
+def test_two_builders_at_once(pair_set):
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(opened(pair_set))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 3
+    assert len(list((pair_set / ".cache").glob("*-32*"))) == 1
+
+
+def test_a_killed_build_leaves_nothing_in_the_way(pair_set, monkeypatch):
+    def killed(self, pairs, folder):
+        (folder / "photos.npy").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(PairedImages, "_decode", killed)
+        opened(pair_set)
+    (pair_set / ".cache" / "left.building").mkdir()
+    assert len(opened(pair_set).datasets["train"]) == 12
+
+
+def aligned_folder(root, splits):
+    for split, count in splits.items():
+        (root / split).mkdir(parents=True)
+        for index, photo in enumerate(real_photos(count, 32)):
+            both = torch.cat((photo, CONCEPTS["inverted"](photo)), dim=2)
+            to_image(both).save(root / split / f"{index}.png")
+    return root
+
+
+def test_aligned_folder_with_splits(tmp_path):
+    data = opened(aligned_folder(tmp_path / "facades", {"train": 6, "val": 2, "test": 1}))
+    assert [len(data.datasets[split]) for split in ("train", "val", "test")] == [6, 2, 1]
+    assert data.prompts == {"facades": "facades"}
+    item = data.datasets["train"][0]
+    assert (item["photo"].int() + item["edit"].int() - 255).abs().max() <= 1
+
+
+def test_aligned_folder_of_train_alone_is_split(tmp_path):
+    data = opened(aligned_folder(tmp_path / "maps", {"train": 8}))
+    assert [len(data.datasets[split]) for split in ("train", "val", "test")] == [4, 2, 2]
+
+
+def test_aligned_folder_refusals(tmp_path):
+    with pytest.raises(ValueError, match="no pictures under test"):
+        opened(aligned_folder(tmp_path / "a", {"train": 4, "val": 2}))
+    root = aligned_folder(tmp_path / "b", {"train": 8})
+    Image.new("RGB", (65, 32)).save(root / "train" / "odd.png")
+    with pytest.raises(ValueError, match=r"odd\.png is 65 px wide"):
+        opened(root)
+
+
+def test_reference_features_are_computed_once(pair_set):
+    class Counting(torch.nn.Module):
+        frechet_name, kernel_name, feature_size = "fd_count", "kid_count", 3
+        calls = 0
+
+        def forward(self, images):
+            self.calls += 1
+            return images.mean((2, 3))
+
+    extractor, data = Counting(), opened(pair_set)
+    first = data.reference_features("test", extractor)
+    calls = extractor.calls
+    assert set(first) == {"inverted", "sepia"}
+    assert len(first["sepia"]) == 3
+    again = opened(pair_set).reference_features("test", extractor)
+    assert extractor.calls == calls
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    data.reference_features("val", extractor)
+    assert extractor.calls > calls
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"split": (0.5, 0.5, 0.5)}, "add up to 1"),
+        ({"crop_from": 16}, "crop_from 16 is below size 32"),
+        ({"concepts": ["mosaic"]}, "unknown concept mosaic; .* holds inverted, sepia"),
+        ({"size": 64}, "32x32, below the 64 px asked for; set size to 32 or less"),
+    ],
+)
+def test_bad_arguments(pair_set, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        opened(pair_set, **arguments)
+    assert not list((pair_set / ".cache").glob("*.building"))
+
+
+def test_bad_batches(pair_set):
+    with pytest.raises(ValueError, match="the training split has 12 pairs, batch_size is 16"):
+        opened(pair_set, batch_size=16).train_dataloader()
+    data = opened(pair_set)
+    pretend_training(data, 0, 0, 3)
+    with pytest.raises(ValueError, match="batch_size 4 does not divide over 3 ranks"):
+        data.train_dataloader()
+    with pytest.raises(ValueError, match="the val split is empty"):
+        opened(pair_set, split=(0.5, 0.0, 0.5)).val_dataloader()
+
+
+def test_bad_sets(tmp_path, pair_set):
+    with pytest.raises(FileNotFoundError, match=r"neither a pair set \(manifest.json\) nor an aligned folder"):
+        opened(tmp_path / "nothing")
+    (pair_set / "edits" / "sepia" / "photo-003.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"photo-003\.png is missing"):
+        opened(pair_set)
+    other = make_pair_set(tmp_path / "other")
+    Image.new("RGB", (32, 32)).save(other / "edits" / "sepia" / "photo-003.png")
+    with pytest.raises(ValueError, match=r"photo-003\.png is not the file that was written"):
+        opened(other)
+    small = make_pair_set(tmp_path / "small", photos=2)
+    with pytest.raises(ValueError, match="2 photos cannot be split"):
+        opened(small)
+
+
+def test_sides_of_different_size(tmp_path):
+    root = make_pair_set(tmp_path / "pairs", size=64)
+    lines = [json.loads(line) for line in (root / "pairs.jsonl").read_text().splitlines()]
+    edit = root / lines[0]["edit_file_name"]
+    Image.open(edit).resize((48, 48)).save(edit)
+    del lines[0]["edit_sha256"]
+    from pocketgan.files import sha256_of
+
+    lines[0]["edit_sha256"] = sha256_of(edit)
+    (root / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match="is 48x48, its photo 64x64"):
+        opened(root)

@@ -1,0 +1,234 @@
+"""The adversarial step: what it changes, the moving average, resume, ranks."""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from tiny import TINY_CONFIGS, fit_adapter, fit_base, make_pair_set
+
+from datamodules import PairedImages
+from lightning_modules import BaseGAN, load_run
+from pocketgan.losses import L1Loss, LeastSquaresLoss
+from pocketgan.metrics import EditQuality
+from pocketgan.networks import E2GANGenerator, GroupNorm, PatchDiscriminator
+from pocketgan.text import ConceptTokens
+
+
+def weights(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def assert_same(found, expected, path="checkpoint"):
+    """Equal bit for bit, down to the last entry."""
+    assert type(found) is type(expected), path
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), path
+        for key in expected:
+            assert_same(found[key], expected[key], f"{path}.{key}")
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected), path
+        for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+            assert_same(one, other, f"{path}.{index}")
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), path
+    else:
+        assert found == expected, path
+
+
+def state(run):
+    """All that a run carries on: networks, averages, optimizers, random numbers, data position, clock."""
+    checkpoint = weights(run)
+    parts = {key: checkpoint[key] for key in ("state_dict", "optimizer_states", "random_states", "images_seen")}
+    loader = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+    return {**parts, "loader": loader, "epoch": checkpoint["epoch"]}
+
+
+def module(**arguments):
+    torch.manual_seed(0)
+    settings = {
+        "generator": E2GANGenerator(8, 16, norm=GroupNorm()),
+        "discriminator": PatchDiscriminator(8, 2),
+        "text_encoder": ConceptTokens(16, 2),
+        "adversarial_loss": LeastSquaresLoss(),
+        "reconstruction_loss": L1Loss(),
+        "quality": EditQuality(),
+        "generator_optimizer": torch.optim.Adam,
+        "discriminator_optimizer": torch.optim.Adam,
+    }
+    return BaseGAN(**{**settings, **arguments})
+
+
+def test_average_by_hand():
+    model = module(ema_halflife_images=8)
+    model.add_concepts({"sepia": ""})
+    before = copy.deepcopy(model.generator_ema.state_dict())
+    tokens_before = model.text_encoder_ema.tokens["sepia"].clone()
+    with torch.no_grad():
+        for parameter in (*model.generator.parameters(), *model.text_encoder.parameters()):
+            parameter.add_(1)
+    model.update_average(batch_images=16)  # two half-lives: a quarter of the old remains
+    for name, value in model.generator_ema.state_dict().items():
+        torch.testing.assert_close(value, before[name] + 0.75)
+    torch.testing.assert_close(model.text_encoder_ema.tokens["sepia"], tokens_before + 0.75)
+    assert not any(parameter.requires_grad for parameter in model.generator_ema.parameters())
+
+
+def test_misfits_are_refused():
+    with pytest.raises(ValueError, match="tokens of 16 features, the text encoder makes 64"):
+        module(text_encoder=ConceptTokens(64))
+    with pytest.raises(ValueError, match="ema_halflife_images is 0"):
+        module(ema_halflife_images=0)
+
+
+def test_one_step_changes_what_it_should(pair_set, tmp_path):
+    """From the state before (budget reached at once) to the state after one batch."""
+    run = fit_base(pair_set, tmp_path / "run", "--budget.images=4", "--trainer.val_check_interval=1")
+    first = weights(run)
+    fit_base(pair_set, run, "--budget.images=8", "--trainer.val_check_interval=1", "--ckpt_path=last")
+    after = weights(run)
+    changed = {
+        name for name, value in after["state_dict"].items() if not torch.equal(value, first["state_dict"][name])
+    }
+    parts = {name.split(".")[0] for name in changed}
+    assert parts == {"generator", "generator_ema", "discriminator", "text_encoder", "text_encoder_ema"}
+    assert changed == set(after["state_dict"])
+    assert after["images_seen"] == 8
+
+
+class GradientWatch(Callback):
+    """Which networks hold gradients when each optimizer steps."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        networks = (pl_module.generator, pl_module.discriminator)
+        self.seen.append(
+            tuple(any(p.grad is not None and p.grad.any() for p in network.parameters()) for network in networks)
+        )
+
+
+def test_each_step_leaves_the_other_network_without_gradients(pair_set):
+    watch = GradientWatch()
+    data = PairedImages(pair_set, size=32, batch_size=4)
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, limit_train_batches=2, limit_val_batches=0, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, callbacks=[watch],
+    )  # fmt: skip
+    trainer.fit(module(), data)
+    assert watch.seen == [(True, False), (False, True)] * 2
+
+
+@pytest.mark.parametrize("images", [8, 24])
+def test_resumed_equals_uninterrupted(pair_set, tmp_path, images):
+    """Stopped inside the first epoch, and inside the second (16 training pairs, 4 batches)."""
+    interval = "--trainer.val_check_interval=2"
+    whole = fit_base(pair_set, tmp_path / "whole", "--budget.images=40", interval)
+    parts = fit_base(pair_set, tmp_path / "parts", f"--budget.images={images}", interval)
+    assert weights(parts)["images_seen"] == images
+    fit_base(pair_set, parts, "--budget.images=40", interval, "--ckpt_path=last")
+    assert_same(state(parts), state(whole))
+
+
+def test_resumed_adapter_equals_uninterrupted(trained, tmp_path):
+    def adapted(run, *arguments):
+        return fit_adapter(trained["pairs"], trained["base"], run, "--data.concepts=[sepia]", *arguments)
+
+    interval = "--trainer.val_check_interval=1"
+    whole = adapted(tmp_path / "whole", "--budget.images=24", interval)
+    parts = adapted(tmp_path / "parts", "--budget.images=12", interval)
+    adapted(parts, "--budget.images=24", interval, "--ckpt_path=last")
+    assert_same(state(parts), state(whole))
+
+
+def test_learning_rate_decays_by_images(pair_set, tmp_path):
+    run = fit_base(pair_set, tmp_path / "run", "--budget.images=24", "--model.learning_rate_decay.end_images=24")
+    rates = [state["param_groups"][0]["lr"] for state in weights(run)["optimizer_states"]]
+    # the last batch began at 20 images, half way from 16 to 24
+    assert rates == pytest.approx([5e-4, 5e-4])
+
+
+def command(pairs, run, *arguments):
+    return [
+        sys.executable,
+        "-m",
+        "pocketgan",
+        "fit",
+        f"-c={TINY_CONFIGS / 'base_gan' / 'e2gan.yaml'}",
+        f"--data.root={pairs}",
+        f"--trainer.default_root_dir={run}",
+        *arguments,
+    ]
+
+
+def test_killed_fit_resumes_to_the_uninterrupted_result(pair_set, tmp_path):
+    arguments = ("--budget.images=48", "--trainer.val_check_interval=2")
+    whole = fit_base(pair_set, tmp_path / "whole", *arguments)
+    run = tmp_path / "killed"
+    with subprocess.Popen(command(pair_set, run, *arguments, "--budget.images=4000")) as process:
+        while not (run / "checkpoints" / "last.ckpt").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+    reached = weights(run)["images_seen"]
+    assert reached < 48
+    fit_base(pair_set, run, *arguments, "--ckpt_path=last")
+    assert_same(state(run), state(whole))
+
+
+def test_two_processes_end_with_equal_weights_and_the_result_of_one(tmp_path):
+    pairs = make_pair_set(tmp_path / "pairs")
+    # Adam's first steps are signs, which turn rounding into differences of the size of the learning rate
+    sgd = '{"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}}'
+    optimizers = (f"--model.generator_optimizer={sgd}", f"--model.discriminator_optimizer={sgd}")
+    arguments = ("--budget.images=16", "--trainer.val_check_interval=2", *optimizers)
+    one = fit_base(pairs, tmp_path / "one", *arguments)
+    two = tmp_path / "two"
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from lightning.pytorch import Trainer\n"
+        "from pocketgan.cli import main\n"
+        "fit = Trainer.fit\n"
+        "def kept(self, model, *args, **kwargs):\n"
+        "    fit(self, model, *args, **kwargs)\n"
+        f"    torch.save(model.state_dict(), r'{tmp_path}/rank' + str(self.global_rank) + '.pt')\n"
+        "Trainer.fit = kept\n"
+        "main(sys.argv[1:])\n"
+    )
+    words = command(pairs, two, *arguments, "--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true")
+    subprocess.run([sys.executable, script, *words[3:]], check=True, timeout=300)
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    assert_same(ranks[0], ranks[1])
+    assert weights(two)["images_seen"] == 16
+    single = weights(one)["state_dict"]
+    for name, value in ranks[0].items():
+        torch.testing.assert_close(value, single[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_options_train(pair_set, tmp_path):
+    run = fit_base(
+        pair_set,
+        tmp_path / "run",
+        "--model.channels_last=true",
+        "--trainer.precision=bf16-mixed",
+        "--model.adversarial_loss=HingeLoss",
+        "--model.generator.norm=BatchNorm",
+    )
+    assert load_run(run).images_seen == 24
+
+
+def test_adapter_keeps_batch_norm_statistics(pair_set, tmp_path):
+    base = fit_base(pair_set, tmp_path / "base", "--data.concepts=[inverted]", "--model.generator.norm=BatchNorm")
+    run = fit_adapter(pair_set, base, tmp_path / "adapter", "--data.concepts=[sepia]")
+    statistics = {name: value for name, value in load_run(base).generator_ema.named_buffers() if "running" in name}
+    adapted = dict(load_run(run).generator.base_model.model.named_buffers())
+    kept = [name for name in statistics if name in adapted]
+    assert kept
+    assert all(torch.equal(adapted[name], statistics[name]) for name in kept)

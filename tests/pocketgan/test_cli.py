@@ -1,0 +1,253 @@
+"""The command line: help, the run folder, export, edit, refusals."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tiny import CONFIGS, TINY_CONFIGS, config_of, fit_adapter, fit_base, real_photos
+
+from lightning_modules import LoRAAdaptation, load_run
+from pocketgan import cli
+from pocketgan.cli import main
+from pocketgan.images import to_image
+
+
+def test_help_lists_every_command_without_torch():
+    script = "import sys; from pocketgan.cli import main; main(['--help']); print(sorted({'torch', 'lightning'} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    for command in (*cli.LIGHTNING_COMMANDS, *cli.COMMANDS):
+        assert f"\n  {command} " in shown
+    assert shown.endswith("[]\n")
+
+
+def test_module_and_script_are_the_same():
+    shown = [
+        subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True).stdout
+        for words in (["-m", "pocketgan", "--help"], ["-c", "from pocketgan.cli import main; main()", "--help"])
+    ]
+    assert shown[0] == shown[1]
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_function_commands_explain_themselves(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert "--out" in capsys.readouterr().out
+
+
+def test_unknown_command():
+    with pytest.raises(SystemExit, match="paint is no command"):
+        main(["paint"])
+
+
+def shipped(folder):
+    return sorted(path for path in folder.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("config", [*shipped(CONFIGS), *shipped(TINY_CONFIGS)], ids=lambda path: "/".join(path.parts[-4:]))
+def test_every_config_parses(config, capsys):
+    assert config.read_text().startswith("# ")
+    command = "predict" if config.parent.name == "synthesize" else "fit"
+    with pytest.raises(SystemExit) as stop:
+        main([command, f"-c={config}", "--print_config"])
+    assert stop.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert "/root/" not in config.read_text()
+    assert printed["trainer"]["default_root_dir"]
+
+
+def test_interpolation_follows_a_later_value(capsys):
+    """jsonargparse's experimental omegaconf+ mode: plain omegaconf leaves the old number in place."""
+    config = TINY_CONFIGS / "base_gan" / "e2gan.yaml"
+    with pytest.raises(SystemExit):
+        main(["fit", f"-c={config}", "--model.generator.token_size=24", "--print_config"])
+    model = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    assert model["text_encoder"]["init_args"]["token_size"] == 24
+
+
+@pytest.mark.parametrize("variant", ["base", "adapter"])
+def test_run_folder_is_complete(trained, variant):
+    run = trained[variant]
+    config = config_of(run)
+    assert config["trainer"]["default_root_dir"] == str(run)
+    assert config["budget"]["images"] == 24
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+    header, *rows = (run / "metrics.csv").read_text().splitlines()
+    assert {"images", "train/reconstruction", "val/reconstruction", "val/kid_lite0", "val/images_per_concept"} <= set(
+        header.split(",")
+    )
+    assert rows
+    assert yaml.safe_load((run / "hparams.yaml").read_text())["model"] == config["model"]
+
+
+@pytest.mark.parametrize("variant", ["base", "adapter"])
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_validate_and_test_measure_the_trained_weights(trained, variant, command, capsys):
+    run = trained[variant]
+    main([command, f"-c={run / 'config.yaml'}"])
+    stage = "val" if command == "validate" else "test"
+    last = (run / "metrics.csv").read_text().splitlines()[-1].split(",")
+    names = (run / "metrics.csv").read_text().splitlines()[0].split(",")
+    figures = {name: value for name, value in zip(names, last, strict=True) if value and name.startswith(stage)}
+    assert {f"{stage}/{name}" for name in ("reconstruction", "psnr", "ssim", "fd_lite0", "kid_lite0")} < set(figures)
+    # by hand: the averaged generator over the split
+    from datamodules import PairedImages
+
+    model = load_run(run)
+    data = PairedImages(trained["pairs"], model.concepts, size=32, batch_size=4, split=(0.7, 0.15, 0.15))
+    data.setup("test")
+    differences = []
+    for batch in data._evaluation_dataloader(stage):
+        batch = data.on_after_batch_transfer(batch, 0)
+        with torch.no_grad():
+            differences.append((model(batch["photo"], batch["concept"]) - batch["edit"]).abs().mean((1, 2, 3)))
+    assert float(figures[f"{stage}/reconstruction"]) == pytest.approx(torch.cat(differences).mean().item(), abs=1e-5)
+
+
+def test_a_run_folder_is_not_written_twice(trained):
+    before = (trained["base"] / "metrics.csv").read_bytes()
+    with pytest.raises(FileExistsError, match="holds a run already; resume it with --ckpt_path last"):
+        fit_base(trained["pairs"], trained["base"], "--data.concepts=[inverted]")
+    assert (trained["base"] / "metrics.csv").read_bytes() == before
+
+
+def test_measuring_an_untrained_run_is_refused(pair_set):
+    config = TINY_CONFIGS / "base_gan" / "e2gan.yaml"
+    with pytest.raises(FileNotFoundError, match=r"last\.ckpt is missing; `fit` this config first"):
+        main(["test", f"-c={config}", f"--data.root={pair_set}"])
+
+
+def test_another_architectures_checkpoint(trained, tmp_path):
+    checkpoint = trained["base"] / "checkpoints" / "last.ckpt"
+    with pytest.raises(ValueError, match=r"of another architecture: .* is .* there and .* here"):
+        fit_base(
+            trained["pairs"], tmp_path / "run", "--data.concepts=[inverted]", "--model.generator.width=16",
+            f"--ckpt_path={checkpoint}",
+        )  # fmt: skip
+
+
+def test_other_concepts_are_refused_when_measuring(trained):
+    with pytest.raises(ValueError, match="unknown concept sepia; this run was trained on inverted"):
+        main(["test", f"-c={trained['base'] / 'config.yaml'}", "--data.concepts=[sepia]"])
+
+
+def test_an_adapter_takes_one_concept(trained, tmp_path):
+    with pytest.raises(ValueError, match="an adapter is for one concept, the data hold inverted, sepia"):
+        fit_adapter(trained["pairs"], trained["base"], tmp_path / "run")
+
+
+def test_a_rank_above_the_dimension(trained, tmp_path):
+    with pytest.raises(ValueError, match="is above its dimension"):
+        fit_adapter(trained["pairs"], trained["base"], tmp_path / "run", "--data.concepts=[sepia]", "--model.ranks.up=64")
+    assert not (tmp_path / "run").exists()
+
+
+def test_size_that_does_not_divide(trained, tmp_path):
+    with pytest.raises(ValueError, match="size 28 is not divisible by 8; use 24 or 32"):
+        fit_base(trained["pairs"], tmp_path / "run", "--data.size=28")
+
+
+def test_load_run_refusals(tmp_path, trained):
+    with pytest.raises(FileNotFoundError, match="is not a run folder"):
+        load_run(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint best\.ckpt \(found: .*last\.ckpt"):
+        load_run(trained["base"], "best.ckpt")
+
+
+def test_adapter_starts_at_its_base_and_holds_only_itself(trained):
+    base, adapter = load_run(trained["base"]), load_run(trained["adapter"])
+    assert isinstance(adapter, LoRAAdaptation)
+    assert adapter.concepts == ["sepia"]
+    frozen = dict(base.generator_ema.named_parameters())
+    inner = adapter.generator.base_model.model
+    for name, parameter in frozen.items():
+        if name.startswith("blocks"):
+            assert torch.equal(inner.get_parameter(name), parameter)
+    files = {file.name for file in (trained["adapter"] / "adapter").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "prompt_tokens.safetensors"} <= files
+    ranks = json.loads((trained["adapter"] / "adapter" / "adapter_config.json").read_text())["rank_pattern"]
+    assert ranks["up.0.1"] == 4
+
+
+def test_adapter_folder_equals_the_run(trained):
+    from pocketgan.adapters import load_adapter
+
+    run = load_run(trained["adapter"])
+    adapted, tokens = load_adapter(load_run(trained["base"]).generator_ema, trained["adapter"] / "adapter")
+    photo = real_photos(1, 32)[0][None]
+    with torch.no_grad():
+        expected = run(photo, ["sepia"])
+        torch.testing.assert_close(adapted.eval()(photo, tokens["sepia"][None]), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(run.deployed("sepia")(photo), expected, atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    out = tmp_path_factory.mktemp("export")
+    main(["export", str(trained["adapter"]), "--target=onnx", f"--out={out}", "--size=64"])
+    return out / "sepia.onnx"
+
+
+def test_export_writes_model_and_figures(exported, trained, capsys):
+    figures = json.loads(exported.with_suffix(".json").read_text())
+    assert figures["max_difference"] < 1e-3
+    assert figures["bytes"] == exported.stat().st_size
+    assert 0 < figures["median_ms"] <= figures["p95_ms"]
+    assert sorted(file.name for file in exported.parent.iterdir()) == ["sepia.json", "sepia.onnx"]
+
+
+def test_export_that_differs_is_refused(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "LARGEST_DIFFERENCE", 0.0)
+    with pytest.raises(SystemExit, match="differs from PyTorch by .* it was not kept") as stop:
+        main(["export", str(trained["base"]), f"--out={tmp_path}"])
+    assert stop.value.code != 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["run", "file"])
+def test_edit_keeps_names_and_sizes(exported, trained, tmp_path, kind):
+    folder = tmp_path / "photos" / "deep"
+    folder.mkdir(parents=True)
+    picture = to_image(real_photos(1, 96)[0])
+    picture.resize((75, 50)).save(folder / "a.png")
+    model = trained["adapter"] if kind == "run" else exported
+    words = ["edit", str(tmp_path / "photos"), f"--model={model}", f"--out={tmp_path / 'out'}"]
+    main(words)
+    edited = tmp_path / "out" / "deep" / "a.png"
+    with Image.open(edited) as opened:
+        assert opened.size == (75, 50)
+    before = edited.read_bytes()
+    with pytest.raises(SystemExit, match="--overwrite"):
+        main(words)
+    assert edited.read_bytes() == before
+    main([*words, "--overwrite"])
+
+
+def test_edit_and_export_refusals(trained, exported, tmp_path):
+    photo = tmp_path / "photo.png"
+    to_image(real_photos(1, 64)[0]).save(photo)
+    both = fit_base(trained["pairs"], tmp_path / "both")
+    out = f"--out={tmp_path / 'out'}"
+    with pytest.raises(SystemExit, match="needs a concept; choose one with --concept: inverted, sepia"):
+        main(["edit", str(photo), f"--model={both}", out])
+    with pytest.raises(SystemExit, match="does not know the concept mosaic"):
+        main(["edit", str(photo), f"--model={exported}", "--concept=mosaic", out])
+    with pytest.raises(SystemExit, match="photo.png"):
+        main(["edit", str(photo), f"--model={photo}", out])
+    with pytest.raises(SystemExit, match="is not a run folder"):
+        main(["export", str(tmp_path), out])
+    assert not (tmp_path / "out").exists()
+
+
+def test_predict_writes_a_pair_set(tmp_path):
+    words = ["predict", f"-c={TINY_CONFIGS / 'synthesize' / 'style_transfer.yaml'}", f"--trainer.default_root_dir={tmp_path / 'p'}"]
+    main(words)
+    lines = (tmp_path / "p" / "pairs.jsonl").read_text().splitlines()
+    assert len(lines) == 6
+    main([*words, "--data.limit=8"])
+    assert len((tmp_path / "p" / "pairs.jsonl").read_text().splitlines()) == 8

@@ -1,0 +1,306 @@
+import errno
+import io
+import itertools
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import ExifTags, Image, ImageCms, features
+from torch import nn
+
+from pocketgan.editor import Editor, edit_files
+from pocketgan.images import load_photo
+
+ORIENTATION = ExifTags.Base.Orientation
+
+
+def identity(photos):
+    return photos
+
+
+def inverted(photos):
+    return -photos
+
+
+def picture(width, height, mode="RGB"):
+    """Smooth colours with some noise, so that JPEG keeps them and shifts show."""
+    rows, columns = np.mgrid[:height, :width]
+    channels = [255 * columns / width, 255 * rows / height, 127 * (1 + np.sin((rows + columns) / 9))]
+    noise = np.random.default_rng(0).normal(0, 4, (height, width, 3))
+    return Image.fromarray(np.clip(np.stack(channels, -1) + noise, 0, 255).astype(np.uint8)).convert(mode)
+
+
+def difference(first, second):
+    return np.abs(np.asarray(first, np.int16) - np.asarray(second, np.int16))
+
+
+def profile_of(space):
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile(space)).tobytes()
+
+
+def swapped_primaries():
+    """An RGB profile in which the same numbers mean other colours: sRGB's with red and blue changed about."""
+    profile = bytearray(profile_of("sRGB"))
+    for index in range(int.from_bytes(profile[128:132], "big")):
+        tag = slice(132 + 12 * index, 136 + 12 * index)
+        names = {b"rXYZ": b"bXYZ", b"bXYZ": b"rXYZ"}
+        profile[tag] = names.get(bytes(profile[tag]), bytes(profile[tag]))
+    return bytes(profile).replace("sRGB".encode("utf-16-be"), "BGRs".encode("utf-16-be"))
+
+
+class RecordingModel:
+    def __init__(self):
+        self.shapes = []
+
+    def __call__(self, photos):
+        self.shapes.append(tuple(photos.shape))
+        return photos
+
+
+@pytest.fixture
+def editor():
+    return Editor(inverted, size_divisor=8)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 33), (47, 301), (301, 47)])
+def test_any_size_is_kept_and_padded_for_the_model(size):
+    model = RecordingModel()
+    edit = Editor(model, size_divisor=64, tile=512).edit(picture(*size))
+    assert edit.size == size
+    assert not difference(edit, picture(*size)).any()
+    assert all(side % 64 == 0 for shape in model.shapes for side in shape[2:])
+
+
+def test_a_picture_that_is_too_small_or_not_rgb_is_refused(editor):
+    with pytest.raises(ValueError, match=r"31×40 pixels.*at least 32"):
+        editor.edit(picture(31, 40))
+    with pytest.raises(ValueError, match="L, but RGB is needed"):
+        editor.edit(picture(40, 40, "L"))
+
+
+def test_a_tile_that_the_divisor_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="tile 500 is not a multiple of 32; use 480 or 512"):
+        Editor(identity, size_divisor=8, tile=500)
+
+
+def test_tiles_cover_a_large_picture_and_bound_what_the_model_gets():
+    model = RecordingModel()
+    large = picture(1500, 1100)
+    edit = Editor(model, size_divisor=8, tile=512).edit(large)
+    assert not difference(edit, large).any()
+    assert len(model.shapes) == 4 * 3
+    assert max(max(shape[2:]) for shape in model.shapes) <= 512
+
+
+@pytest.mark.parametrize("length", [513, 520, 897, 1500, 12000])
+def test_tiles_overlap_by_a_quarter_and_start_where_strides_do(length):
+    spans = Editor(identity, size_divisor=16, tile=512)._spans(length)
+    assert spans[0][0] == 0
+    assert spans[-1][1] == length
+    assert all(start % 16 == 0 and end - start <= 512 for start, end in spans)
+    assert all(end - start >= 128 for (_, end), (start, _) in itertools.pairwise(spans))
+
+
+def test_a_local_network_leaves_no_seam():
+    torch.manual_seed(0)
+    # sees at most 3 + 4 + 4 pixels to each side, within 256 / 16
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 9, padding=4, stride=4),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.Upsample(scale_factor=4),
+        nn.Conv2d(8, 3, 1),
+        nn.Tanh(),
+    )
+    photo = picture(700, 300)
+    tiled = Editor(network, size_divisor=4, tile=256).edit(photo)
+    assert difference(tiled, Editor(network, size_divisor=4, tile=1024).edit(photo)).max() <= 1
+
+
+def test_tiles_that_disagree_are_blended_smoothly():
+    brightness = iter(torch.linspace(-1, 1, 6))
+    editor = Editor(lambda photos: torch.full_like(photos, next(brightness)), size_divisor=8, tile=128)
+    edit = editor.edit(picture(224, 320))
+    # neighbours differ by 51 and 102 levels
+    assert difference(edit.crop((1, 0, 224, 320)), edit.crop((0, 0, 223, 320))).max() <= 20
+    assert difference(edit.crop((0, 1, 224, 320)), edit.crop((0, 0, 224, 319))).max() <= 20
+
+
+def test_folders_keep_their_structure_names_and_formats(tmp_path, editor):
+    photos = tmp_path / "photos"
+    (photos / "trip" / "day 1").mkdir(parents=True)
+    names = ["a.jpg", "b.PNG", "trip/c.webp", "trip/day 1/d.tiff", "trip/e.bmp"]
+    if features.check("avif"):
+        names.append("f.avif")
+    for name in names:
+        picture(64, 48).save(photos / name)
+    picture(40, 40).save(tmp_path / "single.gif")
+    written = edit_files([photos, tmp_path / "single.gif"], editor, tmp_path / "out")
+    expected = {name.replace(".bmp", ".png") for name in names} | {"single.png"}
+    assert {path.relative_to(tmp_path / "out").as_posix() for path in written} == expected
+    assert all(path.is_file() for path in written)
+    for name in names:
+        path = tmp_path / "out" / name.replace(".bmp", ".png")
+        assert difference(load_photo(path).image, editor.edit(load_photo(photos / name).image)).mean() < 3
+    with Image.open(tmp_path / "out" / "a.jpg") as jpeg:
+        assert jpeg.format == "JPEG"
+        assert [layer[1:3] for layer in jpeg.layer] == [(1, 1)] * 3, "4:4:4"
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_the_orientation_is_right_and_other_exif_kept(tmp_path, editor, suffix):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    exif[ExifTags.Base.Model] = "Pocket Camera"
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.LensModel] = "35 mm"
+    path = tmp_path / f"turned{suffix}"
+    picture(64, 40).save(path, exif=exif.tobytes())
+    (written,) = edit_files([path], editor, tmp_path / "out")
+    with Image.open(written) as edit:
+        assert edit.size == (40, 64)
+        assert edit.getexif()[ORIENTATION] == 1
+        assert edit.getexif()[ExifTags.Base.Model] == "Pocket Camera"
+        assert edit.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.LensModel] == "35 mm"
+        assert difference(edit.convert("RGB"), editor.edit(load_photo(path).image)).mean() < 4
+
+
+def test_an_rgb_profile_is_kept_and_the_colours_look_as_before(tmp_path):
+    photo, profile = picture(64, 48), swapped_primaries()
+    photo.save(tmp_path / "a.png", icc_profile=profile)
+    assert difference(load_photo(tmp_path / "a.png").image, photo).mean() > 20, "the profile matters"
+    (written,) = edit_files([tmp_path / "a.png"], Editor(identity, size_divisor=8), tmp_path / "out")
+    with Image.open(written) as edit:
+        assert edit.info["icc_profile"] == profile
+    assert difference(load_photo(written).image, load_photo(tmp_path / "a.png").image).max() <= 2
+
+
+@pytest.mark.parametrize("profile", ["LAB", "broken"])
+def test_a_profile_that_is_not_rgb_becomes_srgb(tmp_path, editor, profile):
+    content = b"broken" if profile == "broken" else profile_of(profile)
+    picture(64, 48).save(tmp_path / "a.png", icc_profile=content)
+    (written,) = edit_files([tmp_path / "a.png"], editor, tmp_path / "out")
+    with Image.open(written) as edit:
+        embedded = ImageCms.ImageCmsProfile(io.BytesIO(edit.info["icc_profile"]))
+        assert "sRGB" in ImageCms.getProfileDescription(embedded)
+        assert not difference(edit, editor.edit(load_photo(tmp_path / "a.png").image)).any()
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("RGBA", ".png"), ("LA", ".png"), ("RGBA", ".webp"), ("P", ".png")]
+)
+def test_transparency_is_kept(tmp_path, editor, mode, suffix):
+    alpha = Image.linear_gradient("L").resize((64, 48))
+    photo = picture(64, 48)
+    if mode == "P":
+        photo.quantize(16).save(tmp_path / "a.png", transparency=3)
+    else:
+        photo = photo.convert(mode)
+        photo.putalpha(alpha)
+        photo.save(tmp_path / f"a{suffix}", lossless=True)  # only WebP heeds it
+    (written,) = edit_files([tmp_path / f"a{suffix}"], editor, tmp_path / "out")
+    with Image.open(tmp_path / f"a{suffix}") as original, Image.open(written) as edit:
+        assert edit.mode == "RGBA"
+        assert not difference(edit.getchannel("A"), original.convert("RGBA").getchannel("A")).any()
+
+
+def test_transparency_in_a_png_named_jpg_is_dropped(tmp_path, editor):
+    picture(64, 48, "RGBA").save(tmp_path / "a.jpg", format="PNG")
+    (written,) = edit_files([tmp_path / "a.jpg"], editor, tmp_path / "out")
+    with Image.open(written) as edit:
+        assert (edit.format, edit.mode) == ("JPEG", "RGB")
+
+
+def test_cmyk_16_bit_and_palette_pictures_become_rgb(tmp_path, editor):
+    picture(64, 48, "CMYK").save(tmp_path / "cmyk.jpg")
+    picture(64, 48, "CMYK").save(tmp_path / "cmyk.tif", compression="tiff_lzw")
+    picture(64, 48, "P").save(tmp_path / "palette.png")
+    grey = np.asarray(picture(64, 48, "L"), np.uint16) * 257
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(grey).save(tmp_path / "grey.tif")
+    written = edit_files([tmp_path], editor, tmp_path / "out")
+    assert len(written) == 5
+    for path in written:
+        with Image.open(path) as edit:
+            assert edit.mode == "RGB"
+            photo = load_photo(tmp_path / path.name).image
+            assert difference(edit, editor.edit(photo)).mean() < 4
+
+
+def test_what_exists_is_refused_before_anything_is_written(tmp_path, editor):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    out.mkdir()
+    for index in range(8):
+        picture(32, 32).save(photos / f"{index}.png")
+        if index:
+            (out / f"{index}.png").write_bytes(b"precious")
+    with pytest.raises(FileExistsError, match=r"7 of 8 .*1\.png.*5\.png and 2 more.*--overwrite") as caught:
+        edit_files([photos], editor, out)
+    assert "6.png" not in str(caught.value)
+    assert not (out / "0.png").exists()
+    assert (out / "7.png").read_bytes() == b"precious"
+    assert len(edit_files([photos], editor, out, overwrite=True)) == 8
+    assert (out / "7.png").read_bytes() != b"precious"
+
+
+def test_photos_are_not_replaced_by_their_edits_unasked(tmp_path, editor):
+    picture(32, 32).save(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    with pytest.raises(FileExistsError, match="1 of 1"):
+        edit_files([tmp_path], editor, tmp_path)
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_two_inputs_of_one_name_are_refused(tmp_path, editor):
+    for name in ("a/x.gif", "b/x.png"):
+        (tmp_path / name).parent.mkdir()
+        picture(32, 32).save(tmp_path / name)
+    with pytest.raises(ValueError, match=r"x\.gif and .*x\.png would both be written to .*x\.png"):
+        edit_files([tmp_path / "a" / "x.gif", tmp_path / "b"], editor, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_run_passes_over_the_edits_of_the_first(tmp_path, editor):
+    picture(32, 32).save(tmp_path / "a.png")
+    out = tmp_path / "edited"
+    assert edit_files([tmp_path], editor, out) == [out / "a.png"]
+    assert edit_files([tmp_path], editor, out, overwrite=True) == [out / "a.png"]
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ValueError, match="no pictures to edit"):
+        edit_files([tmp_path], editor, out, overwrite=True)
+
+
+def test_unreadable_pictures_are_skipped_counted_and_named(tmp_path, editor):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    picture(64, 64).save(photos / "good.jpg")
+    (photos / "truncated.jpg").write_bytes((photos / "good.jpg").read_bytes()[:800])
+    picture(1, 1).save(photos / "dot.png")
+    with pytest.warns(UserWarning, match=r"(?s)skipped 2 of 3 pictures:.*dot\.png: 1×1.*truncated\.jpg"):
+        assert edit_files([photos], editor, tmp_path / "out") == [tmp_path / "out" / "good.jpg"]
+    (photos / "good.jpg").unlink()
+    with pytest.raises(ValueError, match="none of 2 pictures could be read"):
+        edit_files([photos], editor, tmp_path / "out2")
+    assert not (tmp_path / "out2").exists()
+
+
+def test_inputs_that_are_not_there_are_named(tmp_path, editor):
+    with pytest.raises(FileNotFoundError, match="absent does not exist"):
+        edit_files([tmp_path / "absent"], editor, tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"no images in .*empty"):
+        edit_files([tmp_path / "empty"], editor, tmp_path / "out")
+    picture(32, 32).save(tmp_path / "a.png")
+    with pytest.raises(NotADirectoryError, match=r"a\.png is a file"):
+        edit_files([tmp_path / "a.png"], editor, tmp_path / "a.png")
+
+
+def test_a_full_disk_leaves_no_partial_file(tmp_path, editor, monkeypatch):
+    def fail(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    picture(32, 32).save(tmp_path / "a.png")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="free some space"):
+        edit_files([tmp_path / "a.png"], editor, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
