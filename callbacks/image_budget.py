@@ -30,8 +30,6 @@ class ImageBudget(Callback):
         """Stop a resumed run that has already reached its budget."""
         self._check(trainer, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int  # noqa: ARG002
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Stop after the batch that reaches the budget."""
         self._check(trainer, pl_module)

@@ -47,9 +47,7 @@ class PairWriter(BasePredictionWriter):
         super().setup(trainer, pl_module, stage)
         datamodule = _source_photos(trainer)
         if not isinstance(pl_module, PairSynthesis):
-            raise TypeError(
-                f"PairWriter writes the pairs of PairSynthesis, not of {type(pl_module).__name__}"
-            )
+            raise TypeError(f"PairWriter writes the pairs of PairSynthesis, not of {type(pl_module).__name__}")
         if trainer.precision != "32-true":
             raise ValueError(
                 f"trainer.precision is {trainer.precision}, which would change the stored photos; "

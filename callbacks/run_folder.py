@@ -60,9 +60,9 @@ class MetricsCSV(CSVLogger):
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
+    def experiment(self) -> _AppendingWriter:
         """Lightning's writer, made to append."""
         if self._experiment is None:
             Path(self.log_dir).mkdir(parents=True, exist_ok=True)
-            self._experiment = _AppendingWriter(log_dir=self.log_dir)
+            self._experiment: _AppendingWriter | None = _AppendingWriter(log_dir=self.log_dir)
         return self._experiment

@@ -98,7 +98,9 @@ def pairs_of_aligned_folder(root: Path) -> list[PairFile]:
         return [PairFile(pair.concept, pair.prompt, pair.photo, pair.edit, pair.group) for pair in pairs]
     missing = ", ".join(split for split in SPLITS if split not in given)
     if missing:
-        raise ValueError(f"aligned folder {root} has no pictures under {missing}; give train alone, or train, val and test")
+        raise ValueError(
+            f"aligned folder {root} has no pictures under {missing}; give train alone, or train, val and test"
+        )
     return pairs
 
 
@@ -113,7 +115,7 @@ def split_of_groups(groups: set[str], fractions: tuple[float, float, float], see
         raise ValueError(
             f"{len(order)} photos cannot be split into train, val and test; give at least {sum(held_out) + 1}"
         )
-    sides: list[Split] = ["val"] * held_out[0] + ["test"] * held_out[1]
+    sides: list[Split] = [*["val"] * held_out[0], *["test"] * held_out[1]]  # type: ignore[list-item]
     return {group: sides[place] if place < len(sides) else "train" for place, group in enumerate(order)}
 
 
@@ -206,9 +208,11 @@ class PairedImages(LightningDataModule):
         if self.datasets:
             return
         pairs, digest = self._read()
-        sides = split_of_groups({pair.group for pair in pairs if pair.split is None}, self.fractions, self.seed) if (
-            any(pair.split is None for pair in pairs)
-        ) else {}
+        sides = (
+            split_of_groups({pair.group for pair in pairs if pair.split is None}, self.fractions, self.seed)
+            if (any(pair.split is None for pair in pairs))
+            else {}
+        )
         cache = self._build_cache(pairs, digest)
         rows = _rows(pairs)
         known = {pair.concept: pair.prompt for pair in pairs}
@@ -270,15 +274,22 @@ class PairedImages(LightningDataModule):
             )
         )
         decoded: dict[Path, tuple[int, int]] = {}
+        photo: Image.Image | None
         for pair, (photo_row, edit_row) in track(
-            list(zip(pairs, rows, strict=True)), description=f"Decoding {self.root.name} at {self.stored_size} px"
+            list(zip(pairs, rows, strict=True)),
+            description=f"Decoding {self.root.name} at {self.stored_size} px",
         ):
             if pair.photo == pair.edit:
                 picture = load_photo(pair.photo).image
                 half = picture.width // 2
                 if picture.width % 2:
-                    raise ValueError(f"{pair.photo} is {picture.width} px wide; photo and edit side by side need an even width")
-                photo, edit = picture.crop((0, 0, half, picture.height)), picture.crop((half, 0, 2 * half, picture.height))
+                    raise ValueError(
+                        f"{pair.photo} is {picture.width} px wide; photo and edit side by side need an even width"
+                    )
+                photo, edit = (
+                    picture.crop((0, 0, half, picture.height)),
+                    picture.crop((half, 0, 2 * half, picture.height)),
+                )
             else:
                 edit = self._load(pair, pair.edit, 1)
                 photo = self._load(pair, pair.photo, 0) if pair.photo not in decoded else None
@@ -302,8 +313,8 @@ class PairedImages(LightningDataModule):
             )
         if pair.sha256 and sha256_of(file) != pair.sha256[side]:
             raise ValueError(
-                f"{file} is not the file that was written: its sha256 differs from pairs.jsonl; delete it with its line "
-                "and run the synthesis again"
+                f"{file} is not the file that was written: its sha256 differs from pairs.jsonl; delete it "
+                "and run the synthesis again, which makes it anew"
             )
         return load_photo(file).image
 
@@ -330,7 +341,9 @@ class PairedImages(LightningDataModule):
         rank, ranks = self._rank()
         dataset = self.datasets["train"]
         if self.batch_size % ranks:
-            raise ValueError(f"batch_size {self.batch_size} does not divide over {ranks} ranks; use a multiple of {ranks}")
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide over {ranks} ranks; use a multiple of {ranks}"
+            )
         if len(dataset) < self.batch_size:
             raise ValueError(
                 f"the training split has {len(dataset)} pairs, batch_size is {self.batch_size}; "
@@ -406,7 +419,7 @@ class PairedImages(LightningDataModule):
             yield self._to_float(batch["edit"]), batch["concept"]
 
     def reference_features(self, split: Split, extractor: FeatureExtractor) -> dict[str, Tensor]:
-        """Features (N, D) of the teacher's edits by concept, computed once for a set, split and size, then read back."""
+        """Features (N, D) of the teacher's edits by concept; computed once for a set, split and size, then read."""
         chosen = hashlib.sha256("/".join(self.prompts).encode()).hexdigest()[:8]
         split_key = hashlib.sha256(json.dumps([self.fractions, self.seed]).encode()).hexdigest()[:8]
         name = f"{self.set_hash[:16]}-{self.size}-{split}-{split_key}-{chosen}-{extractor.frechet_name}.safetensors"

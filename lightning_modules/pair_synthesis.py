@@ -42,8 +42,7 @@ class PairSynthesis(LightningModule):
             if offered and prompt not in offered.values():
                 known = "\n  ".join(offered.values())
                 raise ValueError(
-                    f"concept {name}: {type(teacher).__name__} has no prompt {prompt!r}; take one of\n  "
-                    f"{known}"
+                    f"concept {name}: {type(teacher).__name__} has no prompt {prompt!r}; take one of\n  {known}"
                 )
         if size < 32:
             raise ValueError(f"size is {size}; it must be at least 32")
@@ -63,8 +62,7 @@ class PairSynthesis(LightningModule):
             "size": self._size,
             "seed": self._seed,
             "concepts": {
-                name: {"prompt": prompt, **of_prompts.get(prompt, {})}
-                for name, prompt in self.concepts.items()
+                name: {"prompt": prompt, **of_prompts.get(prompt, {})} for name, prompt in self.concepts.items()
             },
         }
 
@@ -120,8 +118,6 @@ class PairSynthesis(LightningModule):
         if (height, width) == (self._size, self._size):
             return list(images)
         return [
-            F.interpolate(image[None], (self._size, self._size), mode="bicubic", antialias=True)[0].clamp(
-                -1, 1
-            )
+            F.interpolate(image[None], (self._size, self._size), mode="bicubic", antialias=True)[0].clamp(-1, 1)
             for image in images
         ]

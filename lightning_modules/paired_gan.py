@@ -138,9 +138,7 @@ class PairedGAN(LightningModule):
             fake = self.generator(photo, self.prompt_tokens(batch))
             adversarial = self.adversarial_loss.generator(self.discriminator(photo, fake))
             reconstruction = self.reconstruction_loss(fake, edit)
-            self.manual_backward(
-                self.adversarial_weight * adversarial + self.reconstruction_weight * reconstruction
-            )
+            self.manual_backward(self.adversarial_weight * adversarial + self.reconstruction_weight * reconstruction)
             generator_optimizer.step()
             generator_optimizer.zero_grad()
 
@@ -180,7 +178,7 @@ class PairedGAN(LightningModule):
         Weights that do not train, and buffers such as batch norm's statistics, are equal or copied.
         """
         average = get_ema_multi_avg_fn(0.5 ** (batch_images / self.ema_halflife_images))
-        pairs = [(self.generator, self.generator_ema)]
+        pairs: list[tuple[nn.Module, nn.Module]] = [(self.generator, self.generator_ema)]
         if self.text_encoder_ema is not self.text_encoder:
             pairs.append((self.text_encoder, self.text_encoder_ema))
         averaged, current = [], []
@@ -230,7 +228,9 @@ class PairedGAN(LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         unknown = sorted(set(data.prompts) - set(self.prompts))
         if unknown:
-            raise ValueError(f"unknown concept {', '.join(unknown)}; this run was trained on {', '.join(self.concepts)}")
+            raise ValueError(
+                f"unknown concept {', '.join(unknown)}; this run was trained on {', '.join(self.concepts)}"
+            )
         self.quality.reset()
         if self.quality.feature_extractor is not None:
             self.quality.set_reference(data.reference_features(split, self.quality.feature_extractor))

@@ -30,7 +30,9 @@ def load_run(run: Path, checkpoint: str = "last.ckpt") -> "PairedGAN":
 
     config_file, weights_file = run / "config.yaml", run / "checkpoints" / checkpoint
     if not config_file.is_file():
-        raise FileNotFoundError(f"{run} is not a run folder: it holds no config.yaml; give the folder of a `pocketgan fit`")
+        raise FileNotFoundError(
+            f"{run} is not a run folder: it holds no config.yaml; give the folder of a `pocketgan fit`"
+        )
     if not weights_file.is_file():
         found = ", ".join(sorted(file.name for file in weights_file.parent.glob("*.ckpt"))) or "none"
         raise FileNotFoundError(f"run {run} has no checkpoint {checkpoint} (found: {found}); let its `fit` reach one")
@@ -39,7 +41,9 @@ def load_run(run: Path, checkpoint: str = "last.ckpt") -> "PairedGAN":
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     module = parser.instantiate_classes(parser.parse_object({"model": config["model"]})).model
     if not isinstance(module, modules.PairedGAN):
-        raise ValueError(f"run {run} holds a {type(module).__name__}, which edits no photos; give a base or adapter run")
+        raise ValueError(
+            f"run {run} holds a {type(module).__name__}, which edits no photos; give a base or adapter run"
+        )
     state = torch.load(weights_file, map_location="cpu", weights_only=True)
     module.on_load_checkpoint(state)
     module.load_state_dict(state["state_dict"])

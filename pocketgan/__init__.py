@@ -1,0 +1,1 @@
+"""Pocket-size GANs distilled from diffusion edits."""

@@ -68,9 +68,7 @@ def find_images(folder: Path) -> list[Path]:
     ]
     if not images:
         accepted = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise ValueError(
-            f"no images in {folder} or the folders below it; accepted are files named {accepted}"
-        )
+        raise ValueError(f"no images in {folder} or the folders below it; accepted are files named {accepted}")
     return sorted(images)
 
 
@@ -91,9 +89,7 @@ def load_photo(path: Path, minimum_side: int = 32) -> LoadedPhoto:
     try:
         with Image.open(path) as image:
             if min(image.size) < minimum_side:
-                reason = (
-                    f"{image.width}×{image.height} pixels; the shorter side must be at least {minimum_side}"
-                )
+                reason = f"{image.width}×{image.height} pixels; the shorter side must be at least {minimum_side}"
                 raise UnreadableImageError(path, reason)
             return _standardised(ImageOps.exif_transpose(image), path)
     except (FileNotFoundError, UnreadableImageError):
@@ -132,9 +128,7 @@ def _standardised(image: Image.Image, path: Path) -> LoadedPhoto:
 def _eight_bit_grey(image: Image.Image, path: Path) -> Image.Image:
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise UnreadableImageError(
-            path, f"{image.mode!r} pixels have no known range; save it with 8 or 16 bits"
-        )
+        raise UnreadableImageError(path, f"{image.mode!r} pixels have no known range; save it with 8 or 16 bits")
     # 65535 / 255 = 257; Pillow's own conversion clips at 255 instead of scaling.
     return Image.fromarray(np.rint(values / 257).astype(np.uint8))
 

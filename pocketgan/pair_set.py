@@ -206,9 +206,7 @@ class PairSetWriter:
         if missing:
             raise ValueError(f"the settings lack {', '.join(missing)}; needed are {', '.join(_SETTINGS)}")
         if settings["image_format"] not in _SUFFIXES:
-            raise ValueError(
-                f"image_format {settings['image_format']!r} is not one of {', '.join(_SUFFIXES)}"
-            )
+            raise ValueError(f"image_format {settings['image_format']!r} is not one of {', '.join(_SUFFIXES)}")
         for name in settings["concepts"]:
             _check_name(name, "concept")
         self.root = root
@@ -253,9 +251,7 @@ class PairSetWriter:
             # The set keeps the versions that it began with, or its name would change at every upgrade.
             wanted["versions"] = found["versions"]
         elif any(self.root.glob("[!.]*")):
-            raise ValueError(
-                f"{self.root} holds other files and no {MANIFEST_FILE_NAME}; choose a new or empty folder"
-            )
+            raise ValueError(f"{self.root} holds other files and no {MANIFEST_FILE_NAME}; choose a new or empty folder")
         wanted["hash"] = hashlib.sha256(_canonical(wanted)).hexdigest()
         content = json.dumps(wanted, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
         if not path.exists() or path.read_bytes() != content:
@@ -389,14 +385,12 @@ def _check_same_settings(root: Path, found: Mapping[str, Any], wanted: Mapping[s
     for name in sorted(set(found["concepts"]) & set(wanted["concepts"])):
         if found["concepts"][name] != wanted["concepts"][name]:
             differences.append(
-                f"concept {name}: the set has {found['concepts'][name]!r}, this run "
-                f"{wanted['concepts'][name]!r}"
+                f"concept {name}: the set has {found['concepts'][name]!r}, this run {wanted['concepts'][name]!r}"
             )
     if differences:
         listed = "\n  ".join(differences)
         raise ValueError(
-            f"pair set {root} was made with other settings:\n  {listed}\nuse its settings, or choose another "
-            f"root"
+            f"pair set {root} was made with other settings:\n  {listed}\nuse its settings, or choose another root"
         )
     if found["versions"] != wanted["versions"]:
         warnings.warn(

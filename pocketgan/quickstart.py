@@ -1,12 +1,13 @@
 """The whole pipeline on embedded defaults, by the same commands and YAMLs that a user types."""
 
 import csv
+import itertools
 import json
 import math
 import shutil
 import time
 from collections.abc import Callable
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
 
 from PIL import Image
@@ -16,8 +17,10 @@ from pocketgan.pair_set import Pair, read_pairs
 from pocketgan.report import comparison_sheet, write_report
 
 BASE_STYLES, NEW_STYLE = (19, 11, 24), 4
-CROPS = 121
+CROPS = 128
 SIZE = 128
+# of the few bundled photos two are for the test
+BUNDLED_SPLIT, DEFAULT_SPLIT = (0.6, 0.15, 0.25), (0.8, 0.1, 0.1)
 
 
 def run_quickstart(command: Callable[[list[str]], None], photos: Path | None, out: Path) -> dict[str, float]:
@@ -47,44 +50,45 @@ def run_quickstart(command: Callable[[list[str]], None], photos: Path | None, ou
         command(list(arguments))
         seconds[name] = time.monotonic() - start
 
-    with as_file(files("configs")) as configs:
-        crops = 11 if photos is None else math.ceil(CROPS / len(find_images(photos)))
-        source = [] if photos is None else [f"--data.root={photos}"]
-        stage(
-            "pairs",
-            "predict",
-            f"-c={configs}/synthesize/style_transfer.yaml",
-            f"--model.teacher.style=[{','.join(map(str, (*BASE_STYLES, NEW_STYLE)))}]",
-            f"--model.size={SIZE}",
-            f"--data.crops_per_photo={crops}",
-            f"--data.limit={CROPS}",
-            f"--trainer.default_root_dir={pairs}",
-            *source,
-        )
-        common = (f"--data.root={pairs}", f"--data.size={SIZE}")
-        stage(
-            "base",
-            "fit",
-            f"-c={configs}/base_gan/small.yaml",
-            *common,
-            f"--data.concepts=[{','.join(f'style_{style:02d}' for style in BASE_STYLES)}]",
-            f"--trainer.default_root_dir={base}",
-            *_resumed(base),
-        )
-        stage(
-            "adaptation",
-            "fit",
-            f"-c={configs}/lora_adaptation/small.yaml",
-            *common,
-            f"--model.base={base}",
-            f"--data.concepts=[{concept}]",
-            f"--trainer.default_root_dir={adapted}",
-            *_resumed(adapted),
-        )
+    configs = str(files("configs"))
+    crops = math.ceil(CROPS / (8 if photos is None else len(find_images(photos))))
+    source = [] if photos is None else [f"--data.root={photos}"]
+    stage(
+        "pairs",
+        "predict",
+        f"-c={configs}/synthesize/style_transfer.yaml",
+        f"--model.teacher.style=[{','.join(map(str, (*BASE_STYLES, NEW_STYLE)))}]",
+        f"--model.size={SIZE}",
+        f"--data.crops_per_photo={crops}",
+        f"--data.limit={CROPS}",
+        f"--trainer.default_root_dir={pairs}",
+        *source,
+    )
+    split = BUNDLED_SPLIT if photos is None else DEFAULT_SPLIT
+    common = (f"--data.root={pairs}", f"--data.size={SIZE}", f"--data.split={list(split)}")
+    stage(
+        "base",
+        "fit",
+        f"-c={configs}/base_gan/small.yaml",
+        *common,
+        f"--data.concepts=[{','.join(f'style_{style:02d}' for style in BASE_STYLES)}]",
+        f"--trainer.default_root_dir={base}",
+        *_resumed(base),
+    )
+    stage(
+        "adaptation",
+        "fit",
+        f"-c={configs}/lora_adaptation/small.yaml",
+        *common,
+        f"--model.base={base}",
+        f"--data.concepts=[{concept}]",
+        f"--trainer.default_root_dir={adapted}",
+        *_resumed(adapted),
+    )
     stage("test", "test", f"-c={adapted}/config.yaml")
     stage("export", "export", str(adapted), "--target=onnx", f"--out={out / 'export'}", f"--size={SIZE}")
 
-    unseen, held_out = out / "unseen", _test_pairs(pairs, concept)
+    unseen, held_out = out / "unseen", _test_pairs(pairs, concept, split)
     shutil.rmtree(unseen, ignore_errors=True)
     unseen.mkdir()
     for pair in held_out:
@@ -109,7 +113,9 @@ def _claim(out: Path, photos: Path | None) -> None:
     if claim.is_file():
         found = json.loads(claim.read_text())
         if found != arguments:
-            raise ValueError(f"{out} holds a quickstart on {found['photos'] or 'the bundled photos'}; choose another --out")
+            raise ValueError(
+                f"{out} holds a quickstart on {found['photos'] or 'the bundled photos'}; choose another --out"
+            )
     elif out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out} holds other files; choose a new or empty folder with --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -120,20 +126,25 @@ def _resumed(run: Path) -> list[str]:
     return ["--ckpt_path=last"] if (run / "config.yaml").exists() else []
 
 
-def _test_pairs(root: Path, concept: str) -> list[Pair]:
-    """The new concept's test pairs, as PairedImages splits them by default."""
+def _test_pairs(root: Path, concept: str, split: tuple[float, float, float]) -> list[Pair]:
+    """The new concept's test pairs, as PairedImages splits them."""
     from datamodules import PairedImages
 
-    data = PairedImages(root, [concept], SIZE)
+    data = PairedImages(root, [concept], SIZE, split=split)
     data.setup("test")
     held_out = {pair.photo.name for pair in data.datasets["test"].pairs}
-    return [pair for pair in read_pairs(root) if pair.concept == concept and Path(pair.photo_file_name).name in held_out]
+    return [
+        pair for pair in read_pairs(root) if pair.concept == concept and Path(pair.photo_file_name).name in held_out
+    ]
 
 
 def _report(out: Path, root: Path, held_out: list[Pair], exported: Path, seconds: dict[str, float]) -> None:
-    by_source = {pair.source: pair for pair in reversed(held_out)}
-    # one crop of each unseen photo first, then further crops
-    shown = [*by_source.values(), *(pair for pair in held_out if pair not in by_source.values())][:6]
+    by_source: dict[str | None, list[Pair]] = {}
+    for pair in held_out:
+        by_source.setdefault(pair.source, []).append(pair)
+    # crops of the unseen photos in turn
+    in_turn = itertools.chain.from_iterable(itertools.zip_longest(*by_source.values()))
+    shown = [pair for pair in in_turn if pair is not None][:6]
     sheet = comparison_sheet(
         {
             "photo (unseen)": [Image.open(root / pair.photo_file_name) for pair in shown],

@@ -48,9 +48,7 @@ def comparison_sheet(columns: dict[str, list[Image.Image]], side: int = 192) -> 
     return sheet
 
 
-def write_report(
-    file: Path, sheet: Image.Image, title: str, text: str, tables: dict[str, dict[str, str]]
-) -> None:
+def write_report(file: Path, sheet: Image.Image, title: str, text: str, tables: dict[str, dict[str, str]]) -> None:
     """Write a page that needs no other file.
 
     Args:

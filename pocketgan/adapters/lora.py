@@ -24,9 +24,7 @@ def layer_ranks(generator: Generator, ranks: dict[str, int]) -> dict[str, int]:
     Raises:
         ValueError: A prefix fits no such layer, a rank is negative or above a layer's dimension, or none is left.
     """
-    layers = {
-        name: layer for name, layer in generator.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)
-    }
+    layers = {name: layer for name, layer in generator.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
     used, found = set(), {}
     for name, layer in layers.items():
         prefixes = [prefix for prefix in ranks if name == prefix or name.startswith(f"{prefix}.")]

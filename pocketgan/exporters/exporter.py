@@ -58,9 +58,7 @@ class Exporter(ABC):
     suffix: ClassVar[str]
 
     @abstractmethod
-    def export(
-        self, network: nn.Module, path: Path, metadata: dict[str, str], size: int, size_divisor: int
-    ) -> None:
+    def export(self, network: nn.Module, path: Path, metadata: dict[str, str], size: int, size_divisor: int) -> None:
         """Write a device model, whole or not at all, with its weights inside.
 
         Args:

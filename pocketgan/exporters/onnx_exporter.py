@@ -30,9 +30,7 @@ class OnnxExporter(Exporter):
             raise ValueError(f"opset is {opset}, but PyTorch exports 18 and above; use 20 or 23")
         self.opset = opset
 
-    def export(
-        self, network: nn.Module, path: Path, metadata: dict[str, str], size: int, size_divisor: int
-    ) -> None:
+    def export(self, network: nn.Module, path: Path, metadata: dict[str, str], size: int, size_divisor: int) -> None:
         """Write a checked ONNX file; see ``Exporter.export``."""
         onnx = _require("onnx")
         passes = _require("onnx_ir.passes.common")

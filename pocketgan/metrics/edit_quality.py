@@ -158,9 +158,7 @@ class EditQuality(FrozenModule):
         )
         # float64 is not to be had on every accelerator, and an SVD is no slower on the CPU
         features, numbers = (state.cpu() for state in self.concept_features.compute())
-        pairs = [
-            (features[numbers == number], self.reference[name]) for number, name in enumerate(self.concepts)
-        ]
+        pairs = [(features[numbers == number], self.reference[name]) for number, name in enumerate(self.concepts)]
         image_counts = [min(len(fake), len(reference)) for fake, reference in pairs]
         images_per_concept = min(image_counts, default=0)
         values = {"images_per_concept": torch.tensor(images_per_concept)}

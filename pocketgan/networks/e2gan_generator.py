@@ -85,7 +85,8 @@ class E2GANGenerator(Generator):
         self.transformer_skip = transformer_skip
         self.stem = _convolution(3, width, 7, norm)
         self.down = nn.Sequential(
-            _convolution(width, 2 * width, 3, norm, stride=2), _convolution(2 * width, trunk, 3, norm, stride=2)
+            _convolution(width, 2 * width, 3, norm, stride=2),
+            _convolution(2 * width, trunk, 3, norm, stride=2),
         )
         self.blocks_before = nn.Sequential(ResidualBlock(trunk, norm), ResidualBlock(trunk, norm))
         self.transformer_down = _convolution(trunk, trunk, 3, norm, stride=2)

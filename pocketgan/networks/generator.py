@@ -52,6 +52,5 @@ class Generator(nn.Module, ABC):
             if side < self.size_divisor or side % self.size_divisor:
                 below = max(side // self.size_divisor, 1) * self.size_divisor
                 raise ValueError(
-                    f"size {side} is not divisible by {self.size_divisor}; "
-                    f"use {below} or {below + self.size_divisor}"
+                    f"size {side} is not divisible by {self.size_divisor}; use {below} or {below + self.size_divisor}"
                 )

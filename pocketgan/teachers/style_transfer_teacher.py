@@ -93,9 +93,7 @@ class StyleTransferTeacher(Teacher):
                     f"run: pip install 'pocketgan[demo]'"
                 )
         if size < 64 or size % _STRIDE:
-            raise ValueError(
-                f"size {size} is not usable; take a multiple of {_STRIDE} from 64 up, for example 512"
-            )
+            raise ValueError(f"size {size} is not usable; take a multiple of {_STRIDE} from 64 up, for example 512")
         if style is None:
             styles: list[int | Path] = list(range(len(STYLE_PROMPTS)))
         else:
@@ -133,9 +131,7 @@ class StyleTransferTeacher(Teacher):
 
     def _add(self, concept: str, prompt: str, style: int | np.ndarray, settings: dict[str, Any]) -> None:
         if concept in self._concepts or prompt in self._styles:
-            raise ValueError(
-                f"two styles come to the concept name {concept!r}; name each once, or rename a painting"
-            )
+            raise ValueError(f"two styles come to the concept name {concept!r}; name each once, or rename a painting")
         self._concepts[concept] = prompt
         self._styles[prompt] = style
         self._prompt_settings[prompt] = settings
@@ -162,9 +158,7 @@ class StyleTransferTeacher(Teacher):
         if prompt not in self._styles:
             offered = "\n  ".join(f"{name}: {text}" for name, text in self._concepts.items())
             raise ValueError(f"no style has the prompt {prompt!r}; this teacher has\n  {offered}")
-        edits = [
-            self._edit_one(photo, self._styles[prompt]) for photo in photos.detach().float().cpu().split(1)
-        ]
+        edits = [self._edit_one(photo, self._styles[prompt]) for photo in photos.detach().float().cpu().split(1)]
         return torch.cat(edits).to(photos)
 
     def _edit_one(self, photo: Tensor, style: int | np.ndarray) -> Tensor:
@@ -189,9 +183,7 @@ class StyleTransferTeacher(Teacher):
 
     def _painted(self, photo: Tensor, style_vector: np.ndarray) -> Tensor:
         channels_last = photo.permute(0, 2, 3, 1).contiguous().numpy()
-        return torch.from_numpy(self._run("arbitrary_transform", channels_last, style_vector)).permute(
-            0, 3, 1, 2
-        )
+        return torch.from_numpy(self._run("arbitrary_transform", channels_last, style_vector)).permute(0, 3, 1, 2)
 
     def _style_vector(self, painting: Image.Image) -> np.ndarray:
         """Return the (1, 1, 1, 100) style of a painting's centred square."""
@@ -219,9 +211,7 @@ def _session(network: str, threads: int) -> Any:
     options.intra_op_num_threads = threads
     # Threads that spin while they wait take the cores from everything else, and gain nothing here.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(
-        str(MODEL_DIR / f"{network}.onnx"), options, providers=["CPUExecutionProvider"]
-    )
+    return onnxruntime.InferenceSession(str(MODEL_DIR / f"{network}.onnx"), options, providers=["CPUExecutionProvider"])
 
 
 def _resized(images: Tensor, height: int, width: int) -> Tensor:

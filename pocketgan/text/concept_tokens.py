@@ -1,5 +1,7 @@
 """Learned tokens for each concept, the embedded default that needs no download."""
 
+import zlib
+
 import torch
 from torch import Tensor, nn
 
@@ -30,8 +32,13 @@ class ConceptTokens(TextEncoder):
         known = [tokens.detach() for tokens in self.tokens.values()]
         for concept in concepts:
             if concept not in self.tokens:
-                start = torch.stack(known).mean(0) if known else torch.randn(self.tokens_per_concept, self.token_size)
-                self.tokens[concept] = nn.Parameter(start)
+                self.tokens[concept] = nn.Parameter(torch.stack(known).mean(0) if known else self._random(concept))
+
+    def _random(self, concept: str) -> Tensor:
+        # of the run's seed and the name alone, so that one process and several start alike: Lightning's ddp rewinds
+        # torch's own random numbers between the making of the networks and this
+        generator = torch.Generator().manual_seed(torch.initial_seed() ^ zlib.crc32(concept.encode()))
+        return torch.randn(self.tokens_per_concept, self.token_size, generator=generator)
 
     def forward(self, concepts: list[str], prompts: list[str]) -> Tensor:  # noqa: ARG002
         """Look up tokens; see ``TextEncoder.forward``.

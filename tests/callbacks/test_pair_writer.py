@@ -63,9 +63,7 @@ def synthesize(root, photos, teacher=None, trainer=None, **changes):
 
 
 def content(root):
-    return {
-        path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()
-    }
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +86,7 @@ def expected(photos, tmp_path_factory):
 def script(*arguments):
     """Start this file as a process, or several."""
     repository = Path(__file__).parents[2]
-    environment = {
-        name: value for name, value in os.environ.items() if name not in {"LOCAL_RANK", "WORLD_SIZE"}
-    }
+    environment = {name: value for name, value in os.environ.items() if name not in {"LOCAL_RANK", "WORLD_SIZE"}}
     subprocess.run(
         [sys.executable, __file__, *map(str, arguments)],
         check=True,
@@ -108,10 +104,7 @@ def test_a_set_is_written_and_nothing_is_kept_in_memory(tmp_path, photos, capsys
     manifest = read_manifest(root)
     assert manifest["photos"] == {"size": 64, "crop": "centred square"}
     assert manifest["versions"]["torch"] == version("torch")
-    assert (
-        f"10 pairs written to {root}, which now holds 10 (5 photos, 2 concepts); 0 photos"
-        in capsys.readouterr().out
-    )
+    assert f"10 pairs written to {root}, which now holds 10 (5 photos, 2 concepts); 0 photos" in capsys.readouterr().out
 
 
 def test_a_complete_set_is_left_alone(tmp_path, photos, expected, capsys):
@@ -162,9 +155,7 @@ def test_other_settings_and_a_second_writer_are_refused(tmp_path, photos):
     with pytest.raises(ValueError, match="photos: the set has"):
         synthesize(root, photos, size=32)
     manifest = read_manifest(root)
-    writer = PairSetWriter(
-        root, {key: value for key, value in manifest.items() if key not in {"format", "hash"}}
-    )
+    writer = PairSetWriter(root, {key: value for key, value in manifest.items() if key not in {"format", "hash"}})
     with pytest.raises(RuntimeError, match="another process"):
         synthesize(root, photos)
     writer.close()
@@ -173,9 +164,7 @@ def test_other_settings_and_a_second_writer_are_refused(tmp_path, photos):
 def test_misfits_are_refused(tmp_path, photos):
     with pytest.raises(ValueError, match="precision is bf16-mixed"):
         synthesize(tmp_path / "set", photos, trainer={"precision": "bf16-mixed"})
-    loop = Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[PairWriter(tmp_path)]
-    )
+    loop = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[PairWriter(tmp_path)])
     with pytest.raises(TypeError, match="needs SourcePhotos as the datamodule, not NoneType"):
         loop.predict(PairSynthesis(NoiseTeacher()), torch.utils.data.DataLoader([0]))
     with pytest.raises(TypeError, match="not of OtherModule"):
@@ -244,6 +233,4 @@ def run_two_processes(folder, photos):
 
 
 if __name__ == "__main__":
-    {"kill": kill_at_many_moments, "two": run_two_processes}[sys.argv[1]](
-        Path(sys.argv[2]), Path(sys.argv[3])
-    )
+    {"kill": kill_at_many_moments, "two": run_two_processes}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))

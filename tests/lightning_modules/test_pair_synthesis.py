@@ -106,9 +106,7 @@ def test_settings_hold_each_prompts_own_beside_its_concept(teacher):
 
 
 def test_a_teacher_without_concepts_takes_any_prompt(batch):
-    pairs = PairSynthesis(NoiseTeacher({}), size=64, concepts={"x": "anything"}).predict_step(
-        rows(batch, 0), 0
-    )
+    pairs = PairSynthesis(NoiseTeacher({}), size=64, concepts={"x": "anything"}).predict_step(rows(batch, 0), 0)
     assert torch.equal(pairs[0].photo, batch["photo"][0])
 
 

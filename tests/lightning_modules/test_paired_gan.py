@@ -92,9 +92,7 @@ def test_one_step_changes_what_it_should(pair_set, tmp_path):
     first = weights(run)
     fit_base(pair_set, run, "--budget.images=8", "--trainer.val_check_interval=1", "--ckpt_path=last")
     after = weights(run)
-    changed = {
-        name for name, value in after["state_dict"].items() if not torch.equal(value, first["state_dict"][name])
-    }
+    changed = {name for name, value in after["state_dict"].items() if not torch.equal(value, first["state_dict"][name])}
     parts = {name.split(".")[0] for name in changed}
     assert parts == {"generator", "generator_ema", "discriminator", "text_encoder", "text_encoder_ema"}
     assert changed == set(after["state_dict"])

@@ -185,9 +185,7 @@ def test_a_profile_that_is_not_rgb_becomes_srgb(tmp_path, editor, profile):
         assert not difference(edit, editor.edit(load_photo(tmp_path / "a.png").image)).any()
 
 
-@pytest.mark.parametrize(
-    ("mode", "suffix"), [("RGBA", ".png"), ("LA", ".png"), ("RGBA", ".webp"), ("P", ".png")]
-)
+@pytest.mark.parametrize(("mode", "suffix"), [("RGBA", ".png"), ("LA", ".png"), ("RGBA", ".webp"), ("P", ".png")])
 def test_transparency_is_kept(tmp_path, editor, mode, suffix):
     alpha = Image.linear_gradient("L").resize((64, 48))
     photo = picture(64, 48)

@@ -118,11 +118,7 @@ def test_a_profile_with_other_primaries_changes_the_pixels(tmp_path, picture):
         profile[blue + 4 : blue + 12],
         profile[red + 4 : red + 12],
     )
-    profile = (
-        bytes(profile)
-        .replace("sRGB".encode("utf-16-be"), "test".encode("utf-16-be"))
-        .replace(b"sRGB", b"test")
-    )
+    profile = bytes(profile).replace("sRGB".encode("utf-16-be"), "test".encode("utf-16-be")).replace(b"sRGB", b"test")
     Image.new("RGB", (40, 40), (255, 0, 0)).save(tmp_path / "a.png", icc_profile=profile)
     image, conversions = load_photo(tmp_path / "a.png")
     assert conversions == ()

@@ -38,17 +38,13 @@ def make(root, concepts=("x", "y"), ids=IDS, rank=0, **changes):
 
 
 def content(root):
-    return {
-        path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()
-    }
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def test_a_set_is_as_designed(tmp_path):
     make(tmp_path).close()
     pairs = read_pairs(tmp_path)
-    assert [(pair.concept, pair.id) for pair in pairs] == [
-        (concept, name) for concept in "xy" for name in "abc"
-    ]
+    assert [(pair.concept, pair.id) for pair in pairs] == [(concept, name) for concept in "xy" for name in "abc"]
     assert pairs[0].photo_file_name == "photos/a.png"
     assert pairs[0].edit_file_name == "edits/x/a.png"
     for pair in pairs:
@@ -142,9 +138,7 @@ def test_dropped_pairs_are_left_out_but_not_made_again(tmp_path):
 def test_other_settings_are_refused_by_name(tmp_path):
     make(tmp_path).close()
     before = content(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"seed: the set has 0, this run 1\n  size: the set has 8, this run 16"
-    ):
+    with pytest.raises(ValueError, match=r"seed: the set has 0, this run 1\n  size: the set has 8, this run 16"):
         PairSetWriter(tmp_path, settings("x", seed=1, size=16))
     with pytest.raises(ValueError, match="concept x: the set has"):
         PairSetWriter(tmp_path, settings(concepts={"x": {"prompt": "another"}}))

@@ -157,9 +157,7 @@ def test_batch_norms_are_folded_into_convolutions(export_once):
 
 @pytest.mark.parametrize("size_divisor", [1, 4])
 def test_networks_of_other_divisors_and_the_earlier_opset(tmp_path, size_divisor):
-    network = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8, affine=False), nn.Conv2d(8, 3, 1)
-    )
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8, affine=False), nn.Conv2d(8, 3, 1))
     exporter = OnnxExporter(opset=20)
     exporter.export(network, tmp_path / "model.onnx", {}, size=size_divisor, size_divisor=size_divisor)
     photos = photos_of((1, 3, 36, 44))
@@ -178,9 +176,7 @@ def test_an_opset_that_pytorch_does_not_export_is_refused():
 
 
 def test_a_difference_by_hand():
-    half_off = compare(
-        nn.Identity(), lambda photos: photos + 0.5, [torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 2, 2)]
-    )
+    half_off = compare(nn.Identity(), lambda photos: photos + 0.5, [torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 2, 2)])
     assert half_off.max_difference == 0.5
     assert half_off.psnr_db == pytest.approx(12.041, abs=1e-3)  # 10 log10(4 / 0.25)
     assert compare(nn.Identity(), lambda photos: photos, [torch.zeros(1, 3, 4, 4)]).psnr_db == float("inf")

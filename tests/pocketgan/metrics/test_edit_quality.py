@@ -263,9 +263,7 @@ def test_reference_is_computed_once(tiny_features, tmp_path):
     assert all(again[concept].equal(reference[concept]) for concept in reference)
     assert [file.name for file in cache.parent.iterdir()] == [cache.name]
     # another name, as another split has, is another cache
-    other = reference_features(
-        tiny_features, [(edits[:4], concepts[:4])], cache.with_stem("set-val-32-fd_tiny")
-    )
+    other = reference_features(tiny_features, [(edits[:4], concepts[:4])], cache.with_stem("set-val-32-fd_tiny"))
     assert len(other["night"]) == 2
 
 

@@ -9,9 +9,7 @@ from torch import nn
 from pocketgan.metrics import EfficientNetLite0Features, FeatureExtractor, InceptionFeatures
 
 EXTRACTORS = [
-    extractor
-    for extractor in FeatureExtractor.__subclasses__()
-    if extractor.__module__.startswith("pocketgan.")
+    extractor for extractor in FeatureExtractor.__subclasses__() if extractor.__module__.startswith("pocketgan.")
 ]
 
 
@@ -98,9 +96,7 @@ def test_inception_without_its_file(checkpoints):
 
 def test_inception_takes_a_folder_or_a_file(inception_file):
     image = torch.zeros(1, 3, 40, 40)
-    features = [
-        InceptionFeatures(weights)(image) for weights in (None, inception_file, inception_file.parent)
-    ]
+    features = [InceptionFeatures(weights)(image) for weights in (None, inception_file, inception_file.parent)]
     assert features[0].equal(features[1])
     assert features[0].equal(features[2])
 
@@ -114,9 +110,7 @@ def test_inception_download(inception_file, tmp_path, monkeypatch):
 
 def test_inception_sees_what_clean_fid_sees(inception_file):
     extractor = InceptionFeatures()
-    pixels = torch.randint(
-        0, 256, (2, 50, 70, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    pixels = torch.randint(0, 256, (2, 50, 70, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     resize = build_resizer("clean")
     resized = torch.stack([torch.from_numpy(resize(image.numpy())) for image in pixels]).permute(0, 3, 1, 2)
     # below half a step off the uint8 grid, as a generator's output is

@@ -7,8 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import pocketgan.networks as networks
-from pocketgan.networks import BatchNorm, Discriminator, E2GANGenerator, Generator, GroupNorm, InstanceNorm, Norm
+from pocketgan import networks
+from pocketgan.networks import (
+    BatchNorm,
+    Discriminator,
+    E2GANGenerator,
+    Generator,
+    GroupNorm,
+    InstanceNorm,
+    Norm,
+)
 
 
 def subclasses(base: type) -> list[type]:

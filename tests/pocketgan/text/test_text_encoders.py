@@ -36,7 +36,12 @@ def clip_folder(tmp_path):
     """A pipeline folder with a randomly initialised text encoder and a character tokenizer."""
     folder = tmp_path / "clip"
     characters = [chr(code) for code in range(33, 127)]
-    words = [*characters, *(f"{character}</w>" for character in characters), "<|startoftext|>", "<|endoftext|>"]
+    words = [
+        *characters,
+        *(f"{character}</w>" for character in characters),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     folder.mkdir()
     (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
