@@ -1,0 +1,49 @@
+"""The README's commands: they parse, and what they name exists."""
+
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pocketgan import cli
+from pocketgan.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)).replace("\\\n", " ")
+COMMANDS = [line.removeprefix("pocketgan ") for line in BLOCKS.splitlines() if line.startswith("pocketgan ")]
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.split()[0] in {"fit", "predict"}])
+def test_lightning_commands_parse(command, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stop:
+        main([*shlex.split(command), "--print_config"])
+    assert stop.value.code == 0
+    assert "class_path" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.split()[0] in cli.COMMANDS])
+def test_function_commands_parse(command, monkeypatch):
+    name, *words = shlex.split(command)
+    called = []
+
+    def stand_in(**arguments):
+        called.append(arguments)
+
+    stand_in.__name__, stand_in.__doc__ = name, cli.COMMANDS[name].__doc__
+    stand_in.__signature__ = inspect.signature(cli.COMMANDS[name])
+    cli.run_function(stand_in, words)
+    assert called
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_every_command_of_the_readme_is_known():
+    assert {line.split()[0] for line in COMMANDS} <= {*cli.LIGHTNING_COMMANDS, *cli.COMMANDS}
+    assert len(COMMANDS) >= 6
