@@ -4,17 +4,17 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
 
+from pocketgan.files import write_whole
 from pocketgan.metrics.distance import frechet_distance, kernel_distance
 from pocketgan.metrics.feature_extractor import FeatureExtractor
 from pocketgan.metrics.frozen_module import FrozenModule
@@ -216,18 +216,9 @@ def reference_features(
         raise ValueError("there are no edits to make the reference from; give batches with at least one")
     features = {concept: torch.stack(rows[concept]) for concept in sorted(rows)}
     if cache is not None:
-        _write_whole(features, cache)
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(cache, save(features))
     return features
-
-
-def _write_whole(features: dict[str, Tensor], cache: Path) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    beside = cache.with_name(f"{cache.name}.{uuid4().hex}")
-    try:
-        save_file(features, beside)
-        beside.replace(cache)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _check_features(features: dict[str, Tensor], extractor: FeatureExtractor) -> None:

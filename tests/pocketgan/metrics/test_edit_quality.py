@@ -1,3 +1,4 @@
+import errno
 import math
 import warnings
 
@@ -240,12 +241,11 @@ def test_an_unusable_cache_is_computed_again(tiny_features, tmp_path, content):
 
 
 def test_a_failed_write_leaves_nothing_behind(tiny_features, tmp_path, monkeypatch):
-    def full_disk(features, file):
-        file.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+    def full_disk(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pocketgan.metrics.edit_quality.save_file", full_disk)
+    monkeypatch.setattr("pocketgan.files.os.fsync", full_disk)
     _, edits, concepts = make_edits()
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="the disk is full"):
         reference_features(tiny_features, [(edits, concepts)], tmp_path / "reference.safetensors")
     assert list(tmp_path.iterdir()) == []
