@@ -10,7 +10,7 @@ from pocketgan.adapters import save_adapter
 
 
 class AdapterWriter(Callback):
-    """Writes ``RUN/adapter/`` at each validation and at the end: PEFT's files and the concept's prompt tokens.
+    """Writes ``RUN/adapter/`` at each validation, the last one included: PEFT's files and the concept's prompt tokens.
 
     It is all that a concept needs beside its base; the discriminator stays behind in the checkpoint.
     """

@@ -9,33 +9,38 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from pocketgan.files import write_whole
+
 
 class SaveRunConfig(SaveConfigCallback):
-    """Saves the whole config into the run folder and to the loggers when a ``fit`` starts.
+    """Saves the whole config into the run folder and to the loggers once a ``fit`` has begun.
 
     Raises:
         FileExistsError: The folder holds a run already and this one does not resume it.
     """
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse to run into another run's folder, then save."""
-        if stage != "fit" or self.already_saved:
-            return
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Refuse to run into another run's folder."""
         folder = Path(trainer.default_root_dir)
         taken = trainer.is_global_zero and (folder / self.config_filename).exists()
-        if trainer.strategy.broadcast(taken) and self.config.get("ckpt_path") is None:
+        if stage == "fit" and trainer.strategy.broadcast(taken) and self.config.get("ckpt_path") is None:
             raise FileExistsError(
                 f"{folder} holds a run already; resume it with --ckpt_path last, choose another "
                 "--trainer.default_root_dir, or delete it"
             )
-        self.overwrite = True
-        super().setup(trainer, pl_module, stage)
 
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Give the loggers the config as nested keys."""
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Save the config; a checkpoint that does not fit it was refused by now."""
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = self.config.clone()
+        config.ckpt_path = None  # where this start came from, not what the run is
+        dumped = self.parser.dump(config, skip_none=False)
+        write_whole(folder / self.config_filename, dumped.encode())
         for logger in trainer.loggers:
-            logger.log_hyperparams(config)
+            logger.log_hyperparams(yaml.safe_load(dumped))
 
 
 class _AppendingWriter(ExperimentWriter):

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,11 +20,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
-from torchdata.stateful_dataloader import StatefulDataLoader
-from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 from torchvision.transforms.functional import center_crop
 
-from pocketgan.files import sha256_of
+from pocketgan.files import explained_write_error, sha256_of
 from pocketgan.images import IMAGE_SUFFIXES, load_photo
 from pocketgan.metrics import FeatureExtractor, reference_features
 from pocketgan.pair_set import Pair, read_pairs, set_hash
@@ -87,8 +87,9 @@ def pairs_of_aligned_folder(root: Path) -> list[PairFile]:
 
     The one concept is named after the folder. A folder with train alone is split by photo.
     """
+    concept = re.sub(r"[^A-Za-z0-9_-]+", "_", root.name)
     pairs = [
-        PairFile(root.name, root.name, file, file, f"{split}/{file.name}", split)
+        PairFile(concept, root.name, file, file, f"{split}/{file.name}", split)
         for split in SPLITS
         for file in sorted((root / split).glob("*"))
         if file.suffix.lower() in IMAGE_SUFFIXES
@@ -145,6 +146,41 @@ class PairDataset(Dataset[dict[str, Any]]):
         }
 
 
+class ImageClockSampler(DistributedSampler[int]):
+    """A rank's share of shuffled pairs, starting where a run stood after so many images, as EDM2's loader does.
+
+    A pass is a permutation that depends on seed and pass alone; its global batches are the same for any number of
+    ranks. Passes are counted here, from the images seen: Lightning's own count moves on when a run that stopped at the
+    end of a pass is resumed. It is a DistributedSampler so that Lightning leaves it as it is.
+
+    Args:
+        pairs: Number of pairs.
+        batch_size: Pairs of a batch over all ranks; a last, smaller batch of a pass is dropped.
+        images_seen: Where to start.
+        rank: This rank.
+        ranks: Number of ranks.
+        seed: Seeds the permutations.
+    """
+
+    def __init__(self, pairs: int, batch_size: int, images_seen: int, rank: int, ranks: int, seed: int) -> None:
+        super().__init__(range(pairs), ranks, rank, shuffle=True, seed=seed, drop_last=True)  # type: ignore[arg-type]
+        self.pass_images = pairs // batch_size * batch_size
+        self.next_pass, self.offset = divmod(images_seen, self.pass_images)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the rest of a pass."""
+        # a generator, so that a loader that makes an iterator without using it moves nothing
+        generator = torch.Generator().manual_seed(hash((self.seed, self.next_pass)))
+        order = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
+        start, self.offset = self.offset, 0
+        self.next_pass += 1
+        yield from order[start + self.rank : self.pass_images : self.num_replicas].tolist()
+
+    def __len__(self) -> int:
+        """Pairs of a whole pass for this rank; Lightning counts the batches that a resumed pass has behind it."""
+        return self.pass_images // self.num_replicas
+
+
 class PairedImages(LightningDataModule):
     """Photos with their edits, split by photo, decoded once.
 
@@ -168,9 +204,6 @@ class PairedImages(LightningDataModule):
     Raises:
         ValueError: A fraction or size makes no sense.
     """
-
-    # with fewer validation pairs than ranks some ranks have nothing to do
-    allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(
         self,
@@ -267,7 +300,7 @@ class PairedImages(LightningDataModule):
         rows = _rows(pairs)
         shape = (self.stored_size, self.stored_size, 3)
         photos, edits = (
-            np.lib.format.open_memmap(folder / name, mode="w+", dtype=np.uint8, shape=(count, *shape))
+            _open_memmap(folder / name, (count, *shape))
             for name, count in (
                 ("photos.npy", 1 + max(row for row, _ in rows)),
                 ("edits.npy", len(pairs)),
@@ -332,7 +365,10 @@ class PairedImages(LightningDataModule):
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def train_dataloader(self) -> StatefulDataLoader[dict[str, Any]]:
+    def _images_seen(self) -> int:
+        return getattr(self.trainer.lightning_module, "images_seen", 0) if self.trainer else 0
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Shuffled batches; the order depends on seed and epoch alone, not on the number of ranks.
 
         Raises:
@@ -349,8 +385,8 @@ class PairedImages(LightningDataModule):
                 f"the training split has {len(dataset)} pairs, batch_size is {self.batch_size}; "
                 "give more photos or a smaller batch"
             )
-        sampler = StatefulDistributedSampler(dataset, ranks, rank, shuffle=True, seed=self.seed, drop_last=True)
-        return StatefulDataLoader(
+        sampler = ImageClockSampler(len(dataset), self.batch_size, self._images_seen(), rank, ranks, self.seed)
+        return DataLoader(
             dataset,
             batch_size=self.batch_size // ranks,
             sampler=sampler,
@@ -365,6 +401,8 @@ class PairedImages(LightningDataModule):
         dataset = self.datasets[split]
         if not len(dataset):
             raise ValueError(f"the {split} split is empty; give it a fraction above 0 in data.split")
+        if len(dataset) < ranks:
+            raise ValueError(f"the {split} split has {len(dataset)} pairs for {ranks} ranks; each rank needs one")
         share = Subset(dataset, range(rank, len(dataset), ranks))
         # the sampler is there so that Lightning does not divide the share once more and repeat pairs to fill it
         sampler: DistributedSampler[dict[str, Any]] = DistributedSampler(share, 1, 0, shuffle=False)
@@ -393,13 +431,12 @@ class PairedImages(LightningDataModule):
         return center_crop(pictures.permute(0, 3, 1, 2), [self.size, self.size]).float() / 127.5 - 1
 
     def _augmented(self, photo: Tensor, edit: Tensor) -> tuple[Tensor, Tensor]:
-        """Crop and flip (B, S, S, 3) by draws that depend on seed and batch number alone, for the whole global batch.
+        """Crop and flip (B, S, S, 3) by draws that depend on seed and images seen alone, for the whole global batch.
 
         So a resumed run, and a run on another number of ranks, see the same pictures.
         """
         rank, ranks = self._rank()
-        batch_number = self.trainer.fit_loop.epoch_loop.total_batch_idx  # type: ignore[union-attr]
-        generator = torch.Generator().manual_seed(hash((self.seed, batch_number)))
+        generator = torch.Generator().manual_seed(hash((self.seed, self._images_seen())))
         draws = torch.rand(len(photo) * ranks, 3, generator=generator)[rank::ranks]
         both = torch.stack((photo, edit), dim=1)
         room = self.stored_size - self.size
@@ -420,11 +457,20 @@ class PairedImages(LightningDataModule):
 
     def reference_features(self, split: Split, extractor: FeatureExtractor) -> dict[str, Tensor]:
         """Features (N, D) of the teacher's edits by concept; computed once for a set, split and size, then read."""
+        sizes = f"{self.stored_size}-{self.size}"
         chosen = hashlib.sha256("/".join(self.prompts).encode()).hexdigest()[:8]
         split_key = hashlib.sha256(json.dumps([self.fractions, self.seed]).encode()).hexdigest()[:8]
-        name = f"{self.set_hash[:16]}-{self.size}-{split}-{split_key}-{chosen}-{extractor.frechet_name}.safetensors"
+        name = f"{self.set_hash[:16]}-{sizes}-{split}-{split_key}-{chosen}-{extractor.frechet_name}.safetensors"
         with FileLock(self.cache / "lock"):
             return reference_features(extractor, self.edits(split), self.cache / name)
+
+
+def _open_memmap(file: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.uint8]]:
+    array = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # else a full disk would end the process with a bus error while pictures arrive
+        with explained_write_error(file), file.open("r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+    return array
 
 
 def _rows(pairs: list[PairFile]) -> list[tuple[int, int]]:

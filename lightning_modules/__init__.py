@@ -4,6 +4,6 @@ from lightning_modules.base_gan import BaseGAN
 from lightning_modules.lora_adaptation import LoRAAdaptation
 from lightning_modules.pair_synthesis import PairSynthesis
 from lightning_modules.paired_gan import PairedGAN
-from lightning_modules.run import load_run
+from lightning_modules.run import load_run, trained_size_of
 
-__all__ = ["BaseGAN", "LoRAAdaptation", "PairSynthesis", "PairedGAN", "load_run"]
+__all__ = ["BaseGAN", "LoRAAdaptation", "PairSynthesis", "PairedGAN", "load_run", "trained_size_of"]

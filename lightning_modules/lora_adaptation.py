@@ -58,11 +58,13 @@ class LoRAAdaptation(PairedGAN):
         compile_networks: bool = False,
     ) -> None:
         trained = load_run(base)
+        if isinstance(trained.generator, PeftModel):
+            raise ValueError(f"{base} holds an adapter; adapt its base instead, which its config.yaml names")
         generator = add_lora(trained.generator_ema, ranks, full_layers or [])
         super().__init__(
             generator=cast(Generator, generator),
             discriminator=trained.discriminator,
-            text_encoder=trained.text_encoder_ema.requires_grad_(False),
+            text_encoder=trained.text_encoder_ema,
             adversarial_loss=adversarial_loss,
             reconstruction_loss=reconstruction_loss,
             quality=quality,
@@ -101,3 +103,4 @@ class LoRAAdaptation(PairedGAN):
                 "name one with --data.concepts '[NAME]'"
             )
         super().add_concepts(prompts)
+        self.text_encoder.learn_only(sorted(prompts))

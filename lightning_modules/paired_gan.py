@@ -107,7 +107,8 @@ class PairedGAN(LightningModule):
         self.generator.check_size(data.size, data.size)
         if stage == "fit":
             self.add_concepts(data.prompts)
-        self.to(memory_format=self.memory_format)
+        for network in (self.generator, self.generator_ema, self.discriminator):
+            network.to(memory_format=self.memory_format)
         if self.compile_networks:
             self.generator.compile()
             self.discriminator.compile()
@@ -239,9 +240,9 @@ class PairedGAN(LightningModule):
         self.quality.update(self(batch["photo"], batch["concept"]), batch["edit"], batch["concept"])
 
     def _report(self, stage: str) -> None:
-        # the figures are synchronised already; every rank holds the same
-        self.log_dict({f"{stage}/{name}": value for name, value in self.quality.compute().items()})
-        self.log("images", float(self.images_seen))
+        # every rank holds the same figures already; Lightning asks for sync_dist all the same
+        figures = {f"{stage}/{name}": value for name, value in self.quality.compute().items()}
+        self.log_dict({**figures, "images": float(self.images_seen)}, sync_dist=True)
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:  # noqa: ARG002
         """Compare the averaged generator's edits with the teacher's."""
@@ -270,6 +271,8 @@ class PairedGAN(LightningModule):
         Raises:
             ValueError: A weight is missing, unexpected or of another shape.
         """
+        if not {"images_seen", "prompts"} <= checkpoint.keys():
+            raise ValueError("the checkpoint is not of a base or an adapter: it has no images_seen and prompts")
         self.images_seen = checkpoint["images_seen"]
         self.add_concepts(checkpoint["prompts"])
         found, expected = checkpoint["state_dict"], self.state_dict()

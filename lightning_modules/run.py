@@ -1,7 +1,9 @@
 """A run folder turned back into its model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -10,6 +12,45 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 if TYPE_CHECKING:
     from lightning_modules.paired_gan import PairedGAN
+
+
+@contextmanager
+def constructor_errors_unwrapped() -> Iterator[None]:
+    """Show what a class of a config refused, where jsonargparse buries it under all that it tried besides.
+
+    Raises:
+        Exception: The error of the class's own constructor.
+    """
+    try:
+        yield
+    except ValueError as error:
+        cause: BaseException = error
+        while "Does not validate against any of the Union subtypes" in str(cause) and (
+            cause.__cause__ or cause.__context__
+        ):
+            cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+        if cause is error:
+            raise
+        raise cause from None
+
+
+def _read_config(run: Path) -> dict[str, Any]:
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{run} is not a run folder: it holds no config.yaml; give the folder of a `pocketgan fit`"
+        )
+    config: dict[str, Any] = yaml.safe_load(file.read_text())
+    return config
+
+
+def trained_size_of(run: Path) -> int:
+    """Side in pixels of the pictures that a run was trained on.
+
+    Raises:
+        FileNotFoundError: The folder is no run.
+    """
+    return int(_read_config(run)["data"]["init_args"]["size"])
 
 
 def load_run(run: Path, checkpoint: str = "last.ckpt") -> "PairedGAN":
@@ -28,18 +69,19 @@ def load_run(run: Path, checkpoint: str = "last.ckpt") -> "PairedGAN":
     """
     import lightning_modules as modules
 
-    config_file, weights_file = run / "config.yaml", run / "checkpoints" / checkpoint
-    if not config_file.is_file():
-        raise FileNotFoundError(
-            f"{run} is not a run folder: it holds no config.yaml; give the folder of a `pocketgan fit`"
-        )
+    config, weights_file = _read_config(run), run / "checkpoints" / checkpoint
     if not weights_file.is_file():
         found = ", ".join(sorted(file.name for file in weights_file.parent.glob("*.ckpt"))) or "none"
         raise FileNotFoundError(f"run {run} has no checkpoint {checkpoint} (found: {found}); let its `fit` reach one")
-    config = yaml.safe_load(config_file.read_text())
+    arguments = config["model"]["init_args"]
+    # measuring is for `test`: a model is used without the weights that its metrics need
+    arguments["quality"] = {"class_path": "EditQuality", "init_args": {"feature_extractor": None, "lpips": False}}
+    if "base" in arguments and not Path(arguments["base"]).exists():
+        arguments["base"] = str(run.parent / Path(arguments["base"]).name)  # moved together with this run
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
-    module = parser.instantiate_classes(parser.parse_object({"model": config["model"]})).model
+    with constructor_errors_unwrapped():
+        module = parser.instantiate(parser.parse_object({"model": config["model"]})).model
     if not isinstance(module, modules.PairedGAN):
         raise ValueError(
             f"run {run} holds a {type(module).__name__}, which edits no photos; give a base or adapter run"

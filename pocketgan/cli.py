@@ -24,7 +24,7 @@ LIGHTNING_COMMANDS = {
 
 
 def _ignore_upstream_warnings() -> None:
-    """Keep from the user what only Lightning and torchdata could mend."""
+    """Keep from the user what only Lightning could mend."""
     from jsonargparse._deprecated import JsonargparseDeprecationWarning
 
     # LightningCLI 2.6 calls jsonargparse by an old name
@@ -33,12 +33,12 @@ def _ignore_upstream_warnings() -> None:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
     # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-    # torchdata 0.11 calls what torch 2.14 deprecates
-    warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
     # averages, teachers and feature networks are in eval mode on purpose
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
     # SaveRunConfig refuses a folder that another run would overwrite; a resumed one is meant to be there
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # a run folder may be moved
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")
     # batches come from a memory map: workers cost more than they bring on a few cores
     warnings.filterwarnings("ignore", message=".*does not have many workers")
 
@@ -56,13 +56,21 @@ def run_lightning(args: list[str] | None) -> None:
     import pocketgan.networks
     import pocketgan.teachers  # noqa: F401
     from callbacks import ImageBudget, MetricsCSV, RandomState, SaveRunConfig
+    from lightning_modules.run import constructor_errors_unwrapped
 
     _ignore_upstream_warnings()
 
     class PocketganCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-            parser.set_defaults({"checkpoint.save_last": True, "checkpoint.auto_insert_metric_name": False})
+            # one last.ckpt, replaced at each validation: a second version beside it would leave readers with the first
+            parser.set_defaults(
+                {
+                    "checkpoint.save_last": True,
+                    "checkpoint.enable_version_counter": False,
+                    "checkpoint.auto_insert_metric_name": False,
+                }
+            )
             parser.add_lightning_class_args(ImageBudget, "budget")
 
         def before_instantiate_classes(self) -> None:
@@ -76,25 +84,29 @@ def run_lightning(args: list[str] | None) -> None:
                     )
 
         def instantiate_trainer(self, **kwargs: Any) -> Any:
-            trainer = self.config[str(self.subcommand)].trainer
-            if self.subcommand != "predict" and trainer.logger in {None, True}:
-                kwargs["logger"] = MetricsCSV(Path(trainer.default_root_dir or "."))
+            trainer = self._get(self.config_init, "trainer")
+            if self.subcommand != "predict" and trainer.logger is not False:
+                given = [] if trainer.logger is None or trainer.logger is True else trainer.logger
+                others = given if isinstance(given, list) else [given]
+                # first, since config.yaml and checkpoints follow the first logger's folder
+                kwargs["logger"] = [MetricsCSV(Path(trainer.default_root_dir or ".")), *others]
             return super().instantiate_trainer(**kwargs)
 
     # interpolation that the command line and later files can override: lightning_traps.md, T15
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    PocketganCLI(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        save_config_callback=SaveRunConfig,
-        trainer_defaults={"callbacks": [RandomState()]},
-        parser_kwargs={"parser_mode": "omegaconf+"},
-        args=args,
-    )
+    with constructor_errors_unwrapped():
+        PocketganCLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_callback=SaveRunConfig,
+            trainer_defaults={"callbacks": [RandomState()]},
+            parser_kwargs={"parser_mode": "omegaconf+"},
+            args=args,
+        )
 
 
 def export(
@@ -102,7 +114,8 @@ def export(
     out: Path,
     target: Literal["onnx"] = "onnx",
     concept: str | None = None,
-    size: int = 256,
+    precision: Literal["fp32"] = "fp32",
+    size: int | None = None,
     threads: int = 2,
     photos: Path | None = None,
 ) -> None:
@@ -113,19 +126,23 @@ def export(
         out: Folder that gets CONCEPT.onnx, and CONCEPT.json with the measured figures.
         target: The device's format.
         concept: The concept to export; needed where a base knows several.
-        size: Side in pixels at which it is checked and timed; the model takes any multiple of its divisor.
+        precision: Of weights and activations.
+        size: Side in pixels at which it is checked and timed, the training's if not given; the model takes any multiple
+            of its divisor.
         threads: Threads while it is timed.
         photos: Folder of photos to check on; those bundled in scikit-image and scikit-learn if not given.
     """
     import json
 
-    from lightning_modules import load_run
+    from lightning_modules import load_run, trained_size_of
     from pocketgan.exporters import OnnxExporter, compare, measure_latency
     from pocketgan.files import write_whole
 
     model = load_run(run)
     concept = _chosen(concept, model.concepts, run)
     divisor = model.generator.size_divisor
+    trained_size = trained_size_of(run)
+    size = size or trained_size
     model.generator.check_size(size, size)
     network, exporter = model.deployed(concept), {"onnx": OnnxExporter}[target]()
     real = _real_photos(photos, size)
@@ -133,8 +150,8 @@ def export(
     out.mkdir(parents=True, exist_ok=True)
     unchecked = file.with_suffix(f".unchecked{exporter.suffix}")
     try:
-        metadata = {"concept": concept, "prompt": model.prompts[concept]}
-        exporter.export(network, unchecked, metadata, size, divisor)
+        metadata = {"concept": concept, "prompt": model.prompts[concept], "precision": precision}
+        exporter.export(network, unchecked, metadata, trained_size, divisor)
         exported = exporter.load(unchecked, threads)
         difference = compare(network, exported, real)
         if not difference.max_difference <= LARGEST_DIFFERENCE:
@@ -147,6 +164,8 @@ def export(
     finally:
         unchecked.unlink(missing_ok=True)
     figures = {"bytes": file.stat().st_size, **difference._asdict(), **latency._asdict()}
+    if difference.max_difference == 0:
+        figures["psnr_db"] = None  # infinite, which JSON lacks
     write_whole(file.with_suffix(".json"), json.dumps(figures, indent=2).encode())
     print(
         f"{file}: {figures['bytes'] / 1024:.0f} KiB; against PyTorch on {len(real)} real photos: largest "
@@ -192,6 +211,8 @@ def _editor(model: Path, concept: str | None, threads: int | None) -> "Editor":
     from pocketgan.editor import Editor
     from pocketgan.exporters import OnnxExporter
 
+    if not model.exists():
+        raise FileNotFoundError(f"{model} does not exist; give a run folder or an exported file")
     if model.is_file():
         exported = OnnxExporter().load(model, threads)
         _chosen(concept, [exported.metadata["concept"]], model)

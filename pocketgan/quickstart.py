@@ -1,6 +1,7 @@
 """The whole pipeline on embedded defaults, by the same commands and YAMLs that a user types."""
 
 import csv
+import io
 import itertools
 import json
 import math
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from pocketgan.files import write_whole
 from pocketgan.images import find_images
 from pocketgan.pair_set import Pair, read_pairs
 from pocketgan.report import comparison_sheet, write_report
@@ -39,6 +41,9 @@ def run_quickstart(command: Callable[[list[str]], None], photos: Path | None, ou
     Raises:
         ValueError: ``out`` holds a quickstart on other photos.
     """
+    count = 8 if photos is None else len(find_images(photos))
+    if count < 3:
+        raise ValueError(f"{photos} holds {count} photos; give at least 3, so that one can be held out for the test")
     _claim(out, photos)
     seconds: dict[str, float] = {}
     pairs, base, adapted = out / "pairs", out / "base", out / "adapted"
@@ -51,7 +56,7 @@ def run_quickstart(command: Callable[[list[str]], None], photos: Path | None, ou
         seconds[name] = time.monotonic() - start
 
     configs = str(files("configs"))
-    crops = math.ceil(CROPS / (8 if photos is None else len(find_images(photos))))
+    crops = math.ceil(CROPS / count)
     source = [] if photos is None else [f"--data.root={photos}"]
     stage(
         "pairs",
@@ -152,7 +157,9 @@ def _report(out: Path, root: Path, held_out: list[Pair], exported: Path, seconds
             "pocketgan": [Image.open(out / "edited" / Path(pair.photo_file_name).name) for pair in shown],
         }
     )
-    sheet.save(out / "report.png")
+    picture = io.BytesIO()
+    sheet.save(picture, format="PNG")
+    write_whole(out / "report.png", picture.getvalue())
     figures = json.loads(exported.with_suffix(".json").read_text())
     adapter_bytes = sum(file.stat().st_size for file in (out / "adapted" / "adapter").glob("*.safetensors"))
     with (out / "adapted" / "metrics.csv").open() as rows:

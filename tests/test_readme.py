@@ -39,9 +39,14 @@ def test_function_commands_parse(command, monkeypatch):
     assert called
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize(
+    "page",
+    [path for path in ROOT.rglob("*.md") if ".venv" not in path.parts],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
 
 
 def test_every_command_of_the_readme_is_known():

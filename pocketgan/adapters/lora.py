@@ -1,7 +1,9 @@
 """LoRA on a generator's crucial layers, stored in PEFT's own format."""
 
 import copy
+import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -65,7 +67,8 @@ def add_lora(generator: Generator, ranks: dict[str, int], full_layers: list[str]
     Raises:
         ValueError: See ``layer_ranks``; or a part is to be trained in full and by LoRA at once, or does not exist.
     """
-    pattern = layer_ranks(generator, ranks)
+    # longest first: PEFT takes the first key that ends a layer's name
+    pattern = dict(sorted(layer_ranks(generator, ranks).items(), key=lambda item: -len(item[0])))
     parts = dict(generator.named_modules())
     for part in full_layers:
         if part not in parts:
@@ -74,7 +77,8 @@ def add_lora(generator: Generator, ranks: dict[str, int], full_layers: list[str]
         if both:
             raise ValueError(f"{both[0]} has a rank and stands in full_layers ({part}) as well; choose one")
     config = LoraConfig(
-        target_modules=sorted(pattern),
+        # one expression for whole names: of a list PEFT would match every layer that ends so
+        target_modules="|".join(re.escape(name) for name in pattern),
         rank_pattern=pattern,
         alpha_pattern=pattern,
         modules_to_save=full_layers or None,
@@ -101,8 +105,12 @@ def save_adapter(generator: PeftModel, prompt_tokens: Tensor, folder: Path, conc
         folder: Gets ``adapter_config.json``, ``adapter_model.safetensors`` and ``prompt_tokens.safetensors``.
         concept: The concept's name, the key of its tokens.
     """
-    generator.save_pretrained(folder)
-    save_file({concept: prompt_tokens.detach().cpu().contiguous()}, folder / "prompt_tokens.safetensors")
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as whole:
+        generator.save_pretrained(whole)
+        save_file({concept: prompt_tokens.detach().cpu().contiguous()}, Path(whole) / "prompt_tokens.safetensors")
+        for file in Path(whole).iterdir():
+            file.replace(folder / file.name)
 
 
 def load_adapter(generator: Generator, folder: Path) -> tuple[PeftModel, dict[str, Tensor]]:

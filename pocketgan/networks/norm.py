@@ -44,7 +44,8 @@ class GroupNorm(Norm):
 class BatchNorm(Norm):
     """Statistics of the training set: folds into the convolution on the device, at no cost there.
 
-    Adaptation leaves its running statistics as the base has them, so that an adapter need not store them.
+    With several devices, set ``--trainer.sync_batchnorm true``. Adaptation leaves its running statistics as the base
+    has them, so that an adapter need not store them.
     """
 
     def __call__(self, channels: int) -> nn.Module:

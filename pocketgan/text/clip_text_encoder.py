@@ -46,6 +46,9 @@ class CLIPTextEncoder(TextEncoder):
     def add_concepts(self, concepts: list[str]) -> None:
         """Nothing to add: any prompt can be encoded."""
 
+    def learn_only(self, concepts: list[str]) -> None:
+        """Nothing to freeze: it never learns."""
+
     @torch.no_grad()
     def _encode(self, prompt: str) -> Tensor:
         tokenizer, encoder = self._encoder

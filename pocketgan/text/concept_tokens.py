@@ -31,8 +31,10 @@ class ConceptTokens(TextEncoder):
         """Add a concept at the mean of those known, or at random if there are none."""
         known = [tokens.detach() for tokens in self.tokens.values()]
         for concept in concepts:
-            if concept not in self.tokens:
-                self.tokens[concept] = nn.Parameter(torch.stack(known).mean(0) if known else self._random(concept))
+            if _key(concept) not in self.tokens:
+                self.tokens[_key(concept)] = nn.Parameter(
+                    torch.stack(known).mean(0) if known else self._random(concept)
+                )
 
     def _random(self, concept: str) -> Tensor:
         # of the run's seed and the name alone, so that one process and several start alike: Lightning's ddp rewinds
@@ -46,7 +48,18 @@ class ConceptTokens(TextEncoder):
         Raises:
             ValueError: A concept is unknown.
         """
-        unknown = sorted(set(concepts) - set(self.tokens))
+        unknown = sorted(concept for concept in set(concepts) if _key(concept) not in self.tokens)
         if unknown:
-            raise ValueError(f"unknown concept {', '.join(unknown)}; this model knows {', '.join(self.tokens)}")
-        return torch.stack([self.tokens[concept] for concept in concepts])
+            known = ", ".join(key.removeprefix(_key("")) for key in self.tokens)
+            raise ValueError(f"unknown concept {', '.join(unknown)}; this model knows {known}")
+        return torch.stack([self.tokens[_key(concept)] for concept in concepts])
+
+    def learn_only(self, concepts: list[str]) -> None:
+        """Freeze every other concept's tokens."""
+        for key, tokens in self.tokens.items():
+            tokens.requires_grad_(key in {_key(concept) for concept in concepts})
+
+
+def _key(concept: str) -> str:
+    # a bare name could be one of the dictionary's own attributes, such as "train"
+    return f"concept_{concept}"

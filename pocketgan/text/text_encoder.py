@@ -23,3 +23,7 @@ class TextEncoder(nn.Module, ABC):
     @abstractmethod
     def add_concepts(self, concepts: list[str]) -> None:
         """Make room for concepts that are not known yet; known ones are left as they are."""
+
+    @abstractmethod
+    def learn_only(self, concepts: list[str]) -> None:
+        """Freeze all that is learned but these concepts' own parameters, for an adaptation."""

@@ -1,5 +1,6 @@
 """Pair sets and aligned folders as batches: split, cache, augmentation, order, refusals."""
 
+import errno
 import functools
 import json
 import operator
@@ -26,13 +27,9 @@ def photos_of(data, split):
     return {pair.photo.name for pair in data.datasets[split].pairs}
 
 
-def pretend_training(data, batch_number=0, rank=0, ranks=1):
-    data.trainer = SimpleNamespace(
-        training=True,
-        global_rank=rank,
-        world_size=ranks,
-        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=batch_number)),
-    )
+def pretend_training(data, images_seen=0, rank=0, ranks=1):
+    module = SimpleNamespace(images_seen=images_seen)
+    data.trainer = SimpleNamespace(training=True, global_rank=rank, world_size=ranks, lightning_module=module)
 
 
 def test_a_photo_stands_on_one_side_whatever_the_concepts(pair_set):
@@ -85,19 +82,19 @@ def test_photo_and_edit_are_augmented_alike(tmp_path):
     assert changed
 
 
-def test_augmentation_depends_on_the_batch_number_not_on_the_ranks(tmp_path):
+def test_augmentation_depends_on_images_seen_not_on_the_ranks(tmp_path):
     root = make_pair_set(tmp_path / "pairs", photos=16, concepts=("inverted",))
     whole = opened(root, batch_size=8)
-    pretend_training(whole, batch_number=5)
+    pretend_training(whole, images_seen=40)
     photos = torch.arange(8)[:, None, None, None] + torch.arange(32)[None, None, :, None].expand(8, 32, 32, 3)
     expected, _ = whole._augmented(photos, photos)
     assert not torch.equal(expected, photos)
     parts = []
     for rank in range(2):
-        pretend_training(whole, 5, rank, 2)
+        pretend_training(whole, 40, rank, 2)
         parts.append(whole._augmented(photos[rank::2], photos[rank::2])[0])
     assert torch.equal(torch.stack(parts, 1).flatten(0, 1), expected)
-    pretend_training(whole, batch_number=6)
+    pretend_training(whole, images_seen=48)
     assert not torch.equal(whole._augmented(photos, photos)[0], expected)
 
 
@@ -122,18 +119,20 @@ def test_evaluation_covers_each_pair_once_over_ranks(pair_set):
     assert len(seen) == len(opened(pair_set).datasets["test"])
 
 
-def test_loader_resumes_inside_an_epoch(pair_set):
-    def values(batches):
-        return [batch["edit"].sum().item() for batch in batches]
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loader_starts_where_the_run_stood(pair_set, workers):
+    def values(images_seen, passes):
+        data = opened(pair_set, num_workers=workers)
+        pretend_training(data, images_seen)
+        loader = data.train_dataloader()
+        return [batch["edit"].sum().item() for _ in range(passes) for batch in loader]
 
-    expected = values(opened(pair_set).train_dataloader())
-    loader = opened(pair_set).train_dataloader()
-    iterator = iter(loader)
-    next(iterator)
-    state = loader.state_dict()
-    resumed = opened(pair_set).train_dataloader()
-    resumed.load_state_dict(state)
-    assert values(resumed) == expected[1:]
+    expected = values(0, 5)  # 12 pairs, 3 batches of 4 a pass
+    assert len(expected) == 15
+    assert expected[:3] != expected[3:6]
+    for images_seen in (4, 8, 12, 16, 24):
+        batches = images_seen // 4
+        assert values(images_seen, 2) == expected[batches : batches + 6 - batches % 3]
 
 
 def test_cache_is_built_once_and_again_when_stale(pair_set):
@@ -173,6 +172,16 @@ def test_a_killed_build_leaves_nothing_in_the_way(pair_set, monkeypatch):
             opened(pair_set)
     (pair_set / ".cache" / "left.building").mkdir()
     assert len(opened(pair_set).datasets["train"]) == 12
+
+
+def test_a_full_disk_ends_the_build_cleanly(pair_set, monkeypatch):
+    def full(descriptor, offset, length):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("datamodules.paired_images.os.posix_fallocate", full)
+    with pytest.raises(OSError, match="the disk is full"):
+        opened(pair_set)
+    assert [file.name for file in (pair_set / ".cache").iterdir()] == ["lock"]
 
 
 def aligned_folder(root, splits):
@@ -249,6 +258,9 @@ def test_bad_batches(pair_set):
     pretend_training(data, 0, 0, 3)
     with pytest.raises(ValueError, match="batch_size 4 does not divide over 3 ranks"):
         data.train_dataloader()
+    pretend_training(data, 0, 0, 7)
+    with pytest.raises(ValueError, match="the val split has 6 pairs for 7 ranks; each rank needs one"):
+        data.val_dataloader()
     with pytest.raises(ValueError, match="the val split is empty"):
         opened(pair_set, split=(0.5, 0.0, 0.5)).val_dataloader()
 

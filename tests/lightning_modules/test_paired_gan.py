@@ -1,11 +1,10 @@
 """The adversarial step: what it changes, the moving average, resume, ranks."""
 
 import copy
-import os
+import csv
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -42,11 +41,14 @@ def assert_same(found, expected, path="checkpoint"):
 
 
 def state(run):
-    """All that a run carries on: networks, averages, optimizers, random numbers, data position, clock."""
+    """All that a run carries on: networks, averages, optimizers, random numbers, and the clock, the data's position."""
     checkpoint = weights(run)
-    parts = {key: checkpoint[key] for key in ("state_dict", "optimizer_states", "random_states", "images_seen")}
-    loader = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
-    return {**parts, "loader": loader, "epoch": checkpoint["epoch"]}
+    return {key: checkpoint[key] for key in ("state_dict", "optimizer_states", "random_states", "images_seen")}
+
+
+def metrics(run):
+    with (run / "metrics.csv").open() as file:
+        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def module(**arguments):
@@ -68,14 +70,14 @@ def test_average_by_hand():
     model = module(ema_halflife_images=8)
     model.add_concepts({"sepia": ""})
     before = copy.deepcopy(model.generator_ema.state_dict())
-    tokens_before = model.text_encoder_ema.tokens["sepia"].clone()
+    tokens_before = model.text_encoder_ema.tokens["concept_sepia"].clone()
     with torch.no_grad():
         for parameter in (*model.generator.parameters(), *model.text_encoder.parameters()):
             parameter.add_(1)
     model.update_average(batch_images=16)  # two half-lives: a quarter of the old remains
     for name, value in model.generator_ema.state_dict().items():
         torch.testing.assert_close(value, before[name] + 0.75)
-    torch.testing.assert_close(model.text_encoder_ema.tokens["sepia"], tokens_before + 0.75)
+    torch.testing.assert_close(model.text_encoder_ema.tokens["concept_sepia"], tokens_before + 0.75)
     assert not any(parameter.requires_grad for parameter in model.generator_ema.parameters())
 
 
@@ -123,15 +125,24 @@ def test_each_step_leaves_the_other_network_without_gradients(pair_set):
     assert watch.seen == [(True, False), (False, True)] * 2
 
 
-@pytest.mark.parametrize("images", [8, 24])
-def test_resumed_equals_uninterrupted(pair_set, tmp_path, images):
-    """Stopped inside the first epoch, and inside the second (16 training pairs, 4 batches)."""
-    interval = "--trainer.val_check_interval=2"
-    whole = fit_base(pair_set, tmp_path / "whole", "--budget.images=40", interval)
-    parts = fit_base(pair_set, tmp_path / "parts", f"--budget.images={images}", interval)
-    assert weights(parts)["images_seen"] == images
-    fit_base(pair_set, parts, "--budget.images=40", interval, "--ckpt_path=last")
-    assert_same(state(parts), state(whole))
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    pairs = make_pair_set(folder / "pairs")
+    arguments = ("--budget.images=40", "--trainer.val_check_interval=1")
+    return pairs, state(fit_base(pairs, folder / "run", *arguments)), arguments
+
+
+@pytest.mark.parametrize("images", [8, 16, 24])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_resumed_equals_uninterrupted(uninterrupted, tmp_path, images, workers):
+    """Stopped inside the first pass, at its end, and inside the second (16 training pairs, 4 batches)."""
+    pairs, expected, arguments = uninterrupted
+    arguments = (*arguments, f"--data.num_workers={workers}")
+    run = fit_base(pairs, tmp_path / "run", *arguments, f"--budget.images={images}")
+    assert weights(run)["images_seen"] == images
+    fit_base(pairs, run, *arguments, "--ckpt_path=last")
+    assert_same(state(run), expected)
 
 
 def test_resumed_adapter_equals_uninterrupted(trained, tmp_path):
@@ -165,19 +176,27 @@ def command(pairs, run, *arguments):
     ]
 
 
-def test_killed_fit_resumes_to_the_uninterrupted_result(pair_set, tmp_path):
-    arguments = ("--budget.images=48", "--trainer.val_check_interval=2")
-    whole = fit_base(pair_set, tmp_path / "whole", *arguments)
+def test_killed_fit_resumes_to_the_uninterrupted_result(uninterrupted, tmp_path):
+    pairs, expected, arguments = uninterrupted
     run = tmp_path / "killed"
-    with subprocess.Popen(command(pair_set, run, *arguments, "--budget.images=4000")) as process:
-        while not (run / "checkpoints" / "last.ckpt").exists():
-            assert process.poll() is None
-            time.sleep(0.05)
-        os.kill(process.pid, signal.SIGKILL)
-    reached = weights(run)["images_seen"]
-    assert reached < 48
-    fit_base(pair_set, run, *arguments, "--ckpt_path=last")
-    assert_same(state(run), state(whole))
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "from lightning_modules import PairedGAN\n"
+        "from pocketgan.cli import main\n"
+        "step = PairedGAN.training_step\n"
+        "def killed(self, batch, batch_index):\n"
+        "    step(self, batch, batch_index)\n"
+        "    if self.images_seen == 28:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "PairedGAN.training_step = killed\n"
+        "main(sys.argv[1:])\n"
+    )
+    killed = subprocess.run([sys.executable, script, *command(pairs, run, *arguments)[3:]], check=False, timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+    assert weights(run)["images_seen"] == 24
+    fit_base(pairs, run, *arguments, "--ckpt_path=last")
+    assert_same(state(run), expected)
 
 
 def test_two_processes_end_with_equal_weights_and_the_result_of_one(tmp_path):
@@ -185,7 +204,9 @@ def test_two_processes_end_with_equal_weights_and_the_result_of_one(tmp_path):
     # Adam's first steps are signs, which turn rounding into differences of the size of the learning rate
     sgd = '{"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}}'
     optimizers = (f"--model.generator_optimizer={sgd}", f"--model.discriminator_optimizer={sgd}")
-    arguments = ("--budget.images=16", "--trainer.val_check_interval=2", *optimizers)
+    # three validation pairs: the ranks' shares are uneven
+    data = ("--data.concepts=[sepia]", "--data.split=[0.6,0.25,0.15]", "--data.batch_size=2")
+    arguments = ("--budget.images=8", "--trainer.val_check_interval=2", *data, *optimizers)
     one = fit_base(pairs, tmp_path / "one", *arguments)
     two = tmp_path / "two"
     script = tmp_path / "ranks.py"
@@ -204,10 +225,14 @@ def test_two_processes_end_with_equal_weights_and_the_result_of_one(tmp_path):
     subprocess.run([sys.executable, script, *words[3:]], check=True, timeout=300)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     assert_same(ranks[0], ranks[1])
-    assert weights(two)["images_seen"] == 16
+    assert weights(two)["images_seen"] == 8
     single = weights(one)["state_dict"]
     for name, value in ranks[0].items():
         torch.testing.assert_close(value, single[name], atol=1e-5, rtol=1e-4, msg=name)
+    figures = [metrics(run)[-1] for run in (one, two)]
+    assert figures[0].keys() == figures[1].keys()
+    for name, value in figures[0].items():
+        assert float(figures[1][name]) == pytest.approx(float(value), rel=1e-3, abs=1e-4), name
 
 
 def test_options_train(pair_set, tmp_path):
@@ -219,6 +244,12 @@ def test_options_train(pair_set, tmp_path):
         "--model.adversarial_loss=HingeLoss",
         "--model.generator.norm=BatchNorm",
     )
+    assert load_run(run).images_seen == 24
+
+
+@pytest.mark.slow
+def test_compiled_networks_train(pair_set, tmp_path):
+    run = fit_base(pair_set, tmp_path / "run", "--model.compile_networks=true")
     assert load_run(run).images_seen == 24
 
 

@@ -1,8 +1,10 @@
 """The command line: help, the run folder, export, edit, refusals."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from lightning_modules import LoRAAdaptation, load_run
 from pocketgan import cli
 from pocketgan.cli import main
 from pocketgan.images import to_image
+from pocketgan.losses import L1Loss, LeastSquaresLoss
+from pocketgan.metrics import EditQuality
 
 
 def test_help_lists_every_command_without_torch():
@@ -153,6 +157,93 @@ def test_an_adapter_takes_one_concept(trained, tmp_path):
         fit_adapter(trained["pairs"], trained["base"], tmp_path / "run")
 
 
+def test_a_refused_resume_leaves_the_run_as_it_is(pair_set, tmp_path):
+    run = fit_base(pair_set, tmp_path / "run")
+    before = (run / "config.yaml").read_bytes()
+    with pytest.raises(ValueError, match="of another architecture"):
+        fit_base(pair_set, run, "--model.generator.width=16", "--ckpt_path=last")
+    assert (run / "config.yaml").read_bytes() == before
+    assert load_run(run).images_seen == 24
+
+
+def test_a_copied_run_goes_on_in_its_own_folder(pair_set, tmp_path):
+    run = fit_base(pair_set, tmp_path / "run")
+    copied = Path(shutil.copytree(run, tmp_path / "copied"))
+    fit_base(pair_set, copied, "--budget.images=36", f"--ckpt_path={copied / 'checkpoints' / 'last.ckpt'}")
+    assert load_run(copied).images_seen == 36
+    assert load_run(run).images_seen == 24
+    assert config_of(copied)["ckpt_path"] is None
+
+
+def test_a_foreign_checkpoint(trained, tmp_path):
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.0", "loops": {}}, tmp_path / "foreign.ckpt")
+    with pytest.raises(ValueError, match="is not of a base or an adapter"):
+        fit_base(trained["pairs"], tmp_path / "run", f"--ckpt_path={tmp_path / 'foreign.ckpt'}")
+
+
+def test_other_loggers_come_beside_the_run_folders_own(pair_set, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = tmp_path / "run"
+    fit_base(pair_set, run, "--trainer.logger=WandbLogger", f"--trainer.logger.save_dir={run}")
+    assert load_run(run).images_seen == 24
+    assert (run / "metrics.csv").is_file()
+    assert list((run / "wandb").glob("offline-run-*"))
+
+
+def test_a_missing_file_of_a_class_is_said_plainly(pair_set, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"inception-2015-12-05\.pt"):
+        fit_base(pair_set, tmp_path / "run", "--model.quality.feature_extractor=InceptionFeatures")
+    with pytest.raises(FileNotFoundError, match="is not a run folder"):
+        fit_adapter(pair_set, tmp_path / "nothing", tmp_path / "run")
+
+
+def test_a_run_is_used_without_what_measures_it_and_after_a_move(trained, tmp_path):
+    for name in ("base", "adapter"):
+        shutil.copytree(trained[name], tmp_path / "moved" / trained[name].name)
+    config = tmp_path / "moved" / "sepia" / "config.yaml"
+    text = config.read_text().replace("EfficientNetLite0Features", "InceptionFeatures")
+    config.write_text(text.replace(str(trained["base"]), "elsewhere/base"))
+    assert load_run(config.parent).concepts == ["sepia"]
+
+
+def test_an_adapter_is_no_base(trained, tmp_path):
+    with pytest.raises(ValueError, match="holds an adapter; adapt its base instead"):
+        fit_adapter(trained["pairs"], trained["adapter"], tmp_path / "run", "--data.concepts=[inverted]")
+
+
+def test_adapting_starts_at_the_base(trained, tmp_path):
+    model = LoRAAdaptation(
+        trained["base"], {"up": 2}, LeastSquaresLoss(), L1Loss(), EditQuality(), torch.optim.Adam, torch.optim.Adam,
+        full_layers=["stem", "head"],
+    )  # fmt: skip
+    base = load_run(trained["base"]).requires_grad_(False)
+    model.requires_grad_(False)
+    photo, tokens = real_photos(1, 32)[0][None], torch.randn(1, 2, 16)
+    for generator in (model.generator, model.generator_ema):
+        assert torch.equal(generator(photo, tokens), base.generator_ema(photo, tokens))
+    assert all(
+        torch.equal(value, base.discriminator.state_dict()[name])
+        for name, value in model.discriminator.state_dict().items()
+    )
+
+
+TINY_RUNS = [path for path in shipped(TINY_CONFIGS) if path.parent.name != "synthesize"]
+
+
+@pytest.mark.parametrize("config", TINY_RUNS, ids=lambda path: "/".join(path.parts[-2:]))
+def test_every_tiny_config_runs_end_to_end(config, trained, tmp_path):
+    run = tmp_path / "run"
+    words = [f"-c={config}", f"--data.root={trained['pairs']}", f"--trainer.default_root_dir={run}"]
+    if "    base:" in config.read_text():
+        words.append(f"--model.base={trained['base']}")
+    main(["fit", *words, "--data.concepts=[sepia]"])
+    for command in ("validate", "test"):
+        main([command, f"-c={run / 'config.yaml'}"])
+    main(["export", str(run), f"--out={tmp_path / 'exported'}"])
+    assert json.loads((tmp_path / "exported" / "sepia.json").read_text())["size"] == 32
+
+
 def test_a_rank_above_the_dimension(trained, tmp_path):
     with pytest.raises(ValueError, match="is above its dimension"):
         fit_adapter(
@@ -257,6 +348,8 @@ def test_edit_and_export_refusals(trained, exported, tmp_path):
         main(["edit", str(photo), f"--model={exported}", "--concept=mosaic", out])
     with pytest.raises(SystemExit, match=r"photo\.png"):
         main(["edit", str(photo), f"--model={photo}", out])
+    with pytest.raises(SystemExit, match="does not exist; give a run folder or an exported file"):
+        main(["edit", str(photo), "--model=nothing.onnx", out])
     with pytest.raises(SystemExit, match="is not a run folder"):
         main(["export", str(tmp_path), out])
     assert not (tmp_path / "out").exists()

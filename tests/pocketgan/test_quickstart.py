@@ -68,9 +68,24 @@ def test_other_files_are_not_touched(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_a_mistyped_folder_claims_nothing(tmp_path):
+    with pytest.raises(SystemExit, match="does not exist"):
+        main(["quickstart", f"--out={tmp_path / 'out'}", "--photos=nothing"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_photos_are_too_few(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (64, 64)).save(tmp_path / name)
+    with pytest.raises(SystemExit, match="holds 2 photos; give at least 3"):
+        main(["quickstart", f"--out={tmp_path / 'out'}", f"--photos={tmp_path}"])
+
+
 def test_other_photos_need_another_folder(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
+    for name in "abc":
+        Image.new("RGB", (64, 64)).save(tmp_path / f"{name}.png")
     (out / "quickstart.json").write_text(json.dumps({"photos": None}))
     with pytest.raises(SystemExit, match="holds a quickstart on the bundled photos; choose another --out"):
         main(["quickstart", f"--out={out}", f"--photos={tmp_path}"])

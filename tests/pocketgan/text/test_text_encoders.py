@@ -16,12 +16,25 @@ def test_table_learns_and_grows():
     assert tokens.shape == (3, 2, 6)
     assert torch.equal(tokens[0], tokens[2])
     tokens[0].sum().backward()
-    assert table.tokens["b"].grad.any()
-    assert not table.tokens["a"].grad.any()
-    before = table.tokens["a"].clone()
+    assert table.tokens["concept_b"].grad.any()
+    assert not table.tokens["concept_a"].grad.any()
+    before = table.tokens["concept_a"].clone()
     table.add_concepts(["a", "c"])
-    assert torch.equal(table.tokens["a"], before)
-    torch.testing.assert_close(table.tokens["c"], (table.tokens["a"] + table.tokens["b"]) / 2)
+    assert torch.equal(table.tokens["concept_a"], before)
+    torch.testing.assert_close(table.tokens["concept_c"], (table.tokens["concept_a"] + table.tokens["concept_b"]) / 2)
+
+
+def test_names_of_attributes_are_names_like_others():
+    table = ConceptTokens()
+    table.add_concepts(["train", "type", "keys"])
+    assert table(["train", "keys"], ["", ""]).shape == (2, 4, 64)
+
+
+def test_an_adaptation_learns_its_own_tokens_alone():
+    table = ConceptTokens()
+    table.add_concepts(["old", "new"])
+    table.learn_only(["new"])
+    assert [table.tokens[f"concept_{name}"].requires_grad for name in ("old", "new")] == [False, True]
 
 
 def test_table_names_an_unknown_concept():
