@@ -8,6 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_warn
+from rich import get_console
 
 from pocketgan.files import write_whole
 
@@ -29,6 +31,14 @@ class SaveRunConfig(SaveConfigCallback):
                 "--trainer.default_root_dir, or delete it"
             )
 
+        if stage == "fit" and self.config.get("ckpt_path") == "last" and trainer.is_global_zero:
+            checkpoints = folder / "checkpoints"
+            if taken and not any(checkpoints.glob("last*.ckpt")):
+                rank_zero_warn(
+                    f"{folder} has no checkpoint yet, the first comes with the first validation; it starts over"
+                )
+                (folder / "metrics.csv").unlink(missing_ok=True)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Save the config; a checkpoint that does not fit it was refused by now."""
         if not trainer.is_global_zero:
@@ -41,6 +51,18 @@ class SaveRunConfig(SaveConfigCallback):
         write_whole(folder / self.config_filename, dumped.encode())
         for logger in trainer.loggers:
             logger.log_hyperparams(yaml.safe_load(dumped))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what there is now and what can follow."""
+        if trainer.is_global_zero:
+            folder, images = trainer.default_root_dir, getattr(pl_module, "images_seen", 0)
+            get_console().print(
+                f"{folder} is trained on {images} images. Measure it with `pocketgan test -c {folder}/config.yaml`, "
+                f"use it with `pocketgan edit PHOTOS --model {folder} --out edited`.",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 class _AppendingWriter(ExperimentWriter):

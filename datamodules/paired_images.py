@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from rich.progress import track
 from scipy.sparse import coo_array
@@ -25,7 +26,7 @@ from torchvision.transforms.functional import center_crop
 from pocketgan.files import explained_write_error, sha256_of
 from pocketgan.images import IMAGE_SUFFIXES, load_photo
 from pocketgan.metrics import FeatureExtractor, reference_features
-from pocketgan.pair_set import Pair, read_pairs, set_hash
+from pocketgan.pair_set import Pair, is_unfinished, read_pairs, set_hash
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -147,33 +148,33 @@ class PairDataset(Dataset[dict[str, Any]]):
 
 
 class ImageClockSampler(DistributedSampler[int]):
-    """A rank's share of shuffled pairs, starting where a run stood after so many images, as EDM2's loader does.
+    """A rank's share of shuffled pairs, starting where the run stands after so many images, as EDM2's loader does.
 
     A pass is a permutation that depends on seed and pass alone; its global batches are the same for any number of
-    ranks. Passes are counted here, from the images seen: Lightning's own count moves on when a run that stopped at the
-    end of a pass is resumed. It is a DistributedSampler so that Lightning leaves it as it is.
+    ranks. Pass and place come from the images seen: Lightning's own count of passes moves on when a run that stopped
+    at the end of one is resumed. It is a DistributedSampler so that Lightning leaves it as it is.
 
     Args:
         pairs: Number of pairs.
         batch_size: Pairs of a batch over all ranks; a last, smaller batch of a pass is dropped.
-        images_seen: Where to start.
+        images_seen: Tells, whenever a pass begins, how many images the run has seen.
         rank: This rank.
         ranks: Number of ranks.
         seed: Seeds the permutations.
     """
 
-    def __init__(self, pairs: int, batch_size: int, images_seen: int, rank: int, ranks: int, seed: int) -> None:
+    def __init__(
+        self, pairs: int, batch_size: int, images_seen: Callable[[], int], rank: int, ranks: int, seed: int
+    ) -> None:
         super().__init__(range(pairs), ranks, rank, shuffle=True, seed=seed, drop_last=True)  # type: ignore[arg-type]
         self.pass_images = pairs // batch_size * batch_size
-        self.next_pass, self.offset = divmod(images_seen, self.pass_images)
+        self.images_seen = images_seen
 
     def __iter__(self) -> Iterator[int]:
         """Yield the rest of a pass."""
-        # a generator, so that a loader that makes an iterator without using it moves nothing
-        generator = torch.Generator().manual_seed(hash((self.seed, self.next_pass)))
+        number, start = divmod(self.images_seen(), self.pass_images)
+        generator = torch.Generator().manual_seed(hash((self.seed, number)))
         order = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
-        start, self.offset = self.offset, 0
-        self.next_pass += 1
         yield from order[start + self.rank : self.pass_images : self.num_replicas].tolist()
 
     def __len__(self) -> int:
@@ -265,6 +266,8 @@ class PairedImages(LightningDataModule):
     def _read(self) -> tuple[list[PairFile], str]:
         if (self.root / "manifest.json").is_file():
             pairs, digest = pairs_of_pair_set(self.root), set_hash(self.root)
+            if is_unfinished(self.root):
+                rank_zero_warn(f"the synthesis of {self.root} was broken off; `pocketgan predict` again makes the rest")
         elif (self.root / "train").is_dir():
             pairs = pairs_of_aligned_folder(self.root)
             stats = [(str(pair.photo.relative_to(self.root)), pair.photo.stat()) for pair in pairs]
@@ -385,7 +388,7 @@ class PairedImages(LightningDataModule):
                 f"the training split has {len(dataset)} pairs, batch_size is {self.batch_size}; "
                 "give more photos or a smaller batch"
             )
-        sampler = ImageClockSampler(len(dataset), self.batch_size, self._images_seen(), rank, ranks, self.seed)
+        sampler = ImageClockSampler(len(dataset), self.batch_size, self._images_seen, rank, ranks, self.seed)
         return DataLoader(
             dataset,
             batch_size=self.batch_size // ranks,

@@ -197,11 +197,19 @@ class PairedGAN(LightningModule):
 
         Args:
             photo: (B, 3, H, W) in [-1, 1].
-            concepts: B names of known concepts.
+            concepts: B names of known concepts, or one for all.
 
         Returns:
             (B, 3, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: A concept is unknown.
         """
+        unknown = sorted(set(concepts) - set(self.prompts))
+        if unknown:
+            raise ValueError(
+                f"unknown concept {', '.join(unknown)}; this run was trained on {', '.join(self.concepts)}"
+            )
         tokens = self.text_encoder_ema(concepts, [self.prompts[concept] for concept in concepts])
         return self.generator_ema(photo, tokens.to(photo.device))
 

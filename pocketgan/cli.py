@@ -1,7 +1,9 @@
 """The command line. Heavy libraries are imported inside the commands, so that ``pocketgan --help`` is quick."""
 
 import inspect
+import logging
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +39,16 @@ def _ignore_upstream_warnings() -> None:
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
     # SaveRunConfig refuses a folder that another run would overwrite; a resumed one is meant to be there
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # PairedImages starts its passes at the images seen
+    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
+    # a small set has fewer batches in a pass than lie between two logged ones
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
+    # an advertisement
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in str(record.msg)
+    )
+    # SaveRunConfig says it, without a hint that is wrong here
+    warnings.filterwarnings("ignore", message='.*ckpt_path="last". is set, but there is no last checkpoint')
     # a run folder may be moved
     warnings.filterwarnings("ignore", message="The dirpath has changed from")
     # batches come from a memory map: workers cost more than they bring on a few cores
@@ -202,7 +214,8 @@ def edit(
     """
     from pocketgan.editor import edit_files
 
-    edit_files(inputs, _editor(model, concept, threads), out, overwrite)
+    written = edit_files(inputs, _editor(model, concept, threads), out, overwrite)
+    print(f"{len(written)} pictures written to {out}")
 
 
 def _editor(model: Path, concept: str | None, threads: int | None) -> "Editor":
@@ -279,6 +292,14 @@ def run_function(function: Callable[..., None], args: list[str]) -> None:
         raise SystemExit(f"pocketgan {name}: {error}") from error
 
 
+def _is_refusal(error: BaseException) -> bool:
+    """Whether our own code raised an error: its message says it all, where others' need their traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    root = Path(__file__).parents[1]
+    ours = [root / name for name in ("callbacks", "datamodules", "lightning_modules", "pocketgan")]
+    return any(Path(frames[-1].filename).is_relative_to(folder) for folder in ours)
+
+
 def _help() -> str:
     lines = {name: (inspect.getdoc(function) or "").split("\n")[0] for name, function in COMMANDS.items()}
     listed = "\n".join(f"  {name:<12}{line}" for name, line in {**LIGHTNING_COMMANDS, **lines}.items())
@@ -292,12 +313,18 @@ def main(args: list[str] | None = None) -> None:
         args: The words after the program's name; those of this process if None.
 
     Raises:
-        SystemExit: The command is unknown, an option is wrong, or a command other than LightningCLI's failed.
+        SystemExit: The command is unknown, an option is wrong, or its input was refused; called from Python with
+            ``args``, LightningCLI's commands raise the refusal itself.
     """
     words = sys.argv[1:] if args is None else args
     command = words[0] if words else "--help"
     if command in LIGHTNING_COMMANDS:
-        run_lightning(args)
+        try:
+            run_lightning(args)
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            if args is None and _is_refusal(error):
+                raise SystemExit(f"pocketgan {command}: {error}") from error
+            raise
     elif command in COMMANDS:
         run_function(COMMANDS[command], words[1:])
     elif command in {"-h", "--help"}:

@@ -143,6 +143,11 @@ def set_hash(root: Path) -> str:
     return hashlib.sha256(_canonical(read_manifest(root)) + b"".join(map(_line, pairs))).hexdigest()
 
 
+def is_unfinished(root: Path) -> bool:
+    """Whether a synthesis is at work on the set or was broken off: its journals are not merged yet."""
+    return bool(_journals(root))
+
+
 def _journals(root: Path) -> list[Path]:
     return sorted(root.glob("journal-*.jsonl"))
 

@@ -109,6 +109,7 @@ def save_adapter(generator: PeftModel, prompt_tokens: Tensor, folder: Path, conc
     with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as whole:
         generator.save_pretrained(whole)
         save_file({concept: prompt_tokens.detach().cpu().contiguous()}, Path(whole) / "prompt_tokens.safetensors")
+        (Path(whole) / "README.md").unlink()  # PEFT's model card, a form that nobody has filled in
         for file in Path(whole).iterdir():
             file.replace(folder / file.name)
 

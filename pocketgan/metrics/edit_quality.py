@@ -26,8 +26,7 @@ class EditQuality(FrozenModule):
     """How close a GAN's edits are to its teacher's: paired metrics, and distances between the sets.
 
     In a distributed run every rank updates with its own images, and ``compute`` is called on every rank: it
-    synchronises, and returns the same values everywhere. A ``DistributedSampler`` repeats images so that
-    all ranks have as many, and repeated images count twice.
+    synchronises, and returns the same values everywhere.
 
     The distances are computed per concept and averaged over the concepts, as in E2GAN's tables (Gong et al.
     2024, arXiv:2401.06127): over all concepts at once, a GAN that mixes up two concepts would score well.

@@ -124,8 +124,12 @@ def test_loader_starts_where_the_run_stood(pair_set, workers):
     def values(images_seen, passes):
         data = opened(pair_set, num_workers=workers)
         pretend_training(data, images_seen)
-        loader = data.train_dataloader()
-        return [batch["edit"].sum().item() for _ in range(passes) for batch in loader]
+        loader, found = data.train_dataloader(), []
+        for _ in range(passes):
+            found += [batch["edit"].sum().item() for batch in loader]
+            data.trainer.lightning_module.images_seen = (images_seen // 12 + 1) * 12
+            images_seen = data.trainer.lightning_module.images_seen
+        return found
 
     expected = values(0, 5)  # 12 pairs, 3 batches of 4 a pass
     assert len(expected) == 15
@@ -172,6 +176,14 @@ def test_a_killed_build_leaves_nothing_in_the_way(pair_set, monkeypatch):
             opened(pair_set)
     (pair_set / ".cache" / "left.building").mkdir()
     assert len(opened(pair_set).datasets["train"]) == 12
+
+
+def test_a_broken_off_synthesis_is_said(pair_set):
+    lines = (pair_set / "pairs.jsonl").read_text().splitlines(keepends=True)
+    (pair_set / "pairs.jsonl").write_text("".join(lines[:-2]))
+    (pair_set / "journal-0.jsonl").write_text("".join(lines[-2:]))
+    with pytest.warns(UserWarning, match=r"was broken off; `pocketgan predict` again makes the rest"):
+        assert len(opened(pair_set).datasets["train"].edits) == 24
 
 
 def test_a_full_disk_ends_the_build_cleanly(pair_set, monkeypatch):

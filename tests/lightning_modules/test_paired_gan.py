@@ -202,7 +202,7 @@ def test_killed_fit_resumes_to_the_uninterrupted_result(uninterrupted, tmp_path)
 def test_two_processes_end_with_equal_weights_and_the_result_of_one(tmp_path):
     pairs = make_pair_set(tmp_path / "pairs")
     # Adam's first steps are signs, which turn rounding into differences of the size of the learning rate
-    sgd = '{"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}}'
+    sgd = '{"class_path": "torch.optim.SGD", "init_args": {"lr": 0.001}}'
     optimizers = (f"--model.generator_optimizer={sgd}", f"--model.discriminator_optimizer={sgd}")
     # three validation pairs: the ranks' shares are uneven
     data = ("--data.concepts=[sepia]", "--data.split=[0.6,0.25,0.15]", "--data.batch_size=2")

@@ -175,6 +175,25 @@ def test_a_copied_run_goes_on_in_its_own_folder(pair_set, tmp_path):
     assert config_of(copied)["ckpt_path"] is None
 
 
+def test_last_without_a_checkpoint_starts_over(pair_set, tmp_path):
+    run = fit_base(pair_set, tmp_path / "run")
+    first = (run / "metrics.csv").read_text()
+    shutil.rmtree(run / "checkpoints")
+    with pytest.warns(UserWarning, match="has no checkpoint yet, the first comes with the first validation"):
+        fit_base(pair_set, run, "--ckpt_path=last")
+    assert len((run / "metrics.csv").read_text().splitlines()) == len(first.splitlines())
+
+
+def test_on_the_command_line_a_refusal_is_one_line(pair_set, tmp_path):
+    words = ["fit", f"-c={TINY_CONFIGS / 'base_gan' / 'e2gan.yaml'}", f"--data.root={pair_set}", "--data.size=28"]
+    words.append(f"--trainer.default_root_dir={tmp_path / 'run'}")
+    ended = subprocess.run([sys.executable, "-m", "pocketgan", *words], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == "pocketgan fit: size 28 is not divisible by 8; use 24 or 32"
+    assert "Traceback" not in ended.stderr
+    assert list((tmp_path / "run").rglob("*")) == []
+
+
 def test_a_foreign_checkpoint(trained, tmp_path):
     torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.0", "loops": {}}, tmp_path / "foreign.ckpt")
     with pytest.raises(ValueError, match="is not of a base or an adapter"):
