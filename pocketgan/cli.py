@@ -104,7 +104,7 @@ def run_lightning(args: list[str] | None) -> None:
                 kwargs["logger"] = [MetricsCSV(Path(trainer.default_root_dir or ".")), *others]
             return super().instantiate_trainer(**kwargs)
 
-    # interpolation that the command line and later files can override: lightning_traps.md, T15
+    # interpolation that the command line and later files can override (Lightning issue 13607)
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     with constructor_errors_unwrapped():
         PocketganCLI(
