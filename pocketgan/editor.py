@@ -174,7 +174,7 @@ def edit_files(inputs: Sequence[Path], editor: Editor, out: Path, overwrite: boo
         ValueError: A folder holds no picture, two inputs would get one name, or no picture could be read.
 
     Warns:
-        UserWarning: Pictures could not be read; it counts and names them.
+        UserWarning: Pictures could not be read, or were converted to 8-bit RGB; it counts and names them.
     """
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file; give a folder to write the edits to")
@@ -185,23 +185,27 @@ def edit_files(inputs: Sequence[Path], editor: Editor, out: Path, overwrite: boo
             f"{len(existing)} of {len(photo_of)} files to write exist: {_shortened(existing)}; "
             "choose another folder, or replace them with overwrite=True (--overwrite)"
         )
-    written, skipped = [], []
+    written, skipped, converted = [], [], []
     for path, photo in track(
         photo_of.items(), "Editing", len(photo_of), console=Console(stderr=True), show_speed=False
     ):
         try:
-            edit = _edit_file(photo, editor, _FORMATS[path.suffix.lower()])
+            loaded = load_photo(photo, minimum_side=MINIMUM_SIDE)
+            edit = _edit_file(photo, loaded.image, editor, _FORMATS[path.suffix.lower()])
         except UnreadableImageError as error:
             skipped.append(str(error))
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, edit)
         written.append(path)
+        if kinds := [kind for kind in loaded.conversions if kind != "transparency"]:  # that is kept where it can be
+            converted.append(f"{photo}: {', '.join(kinds)}")
     if not written:
         raise ValueError(f"none of {len(skipped)} pictures could be read: {_shortened(skipped)}")
-    if skipped:
-        lines = "\n  ".join(skipped)
-        warnings.warn(f"skipped {len(skipped)} of {len(photo_of)} pictures:\n  {lines}", stacklevel=2)
+    for what, listed in (("skipped", skipped), ("converted", converted)):
+        if listed:
+            lines = "\n  ".join(listed)
+            warnings.warn(f"{what} {len(listed)} of {len(photo_of)} pictures:\n  {lines}", stacklevel=2)
     return written
 
 
@@ -230,9 +234,9 @@ def _plan(inputs: Sequence[Path], out: Path) -> dict[Path, Path]:
     return photo_of
 
 
-def _edit_file(path: Path, editor: Editor, form: _Format) -> bytes:
-    """Edit one file; returns the content of the file to write."""
-    edit = editor.edit(load_photo(path, minimum_side=MINIMUM_SIDE).image)
+def _edit_file(path: Path, image: Image.Image, editor: Editor, form: _Format) -> bytes:
+    """Edit one file's picture; returns the content of the file to write."""
+    edit = editor.edit(image)
     with Image.open(path) as original:
         options = dict(form.options)
         if "icc_profile" in original.info:

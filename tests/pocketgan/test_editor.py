@@ -126,6 +126,7 @@ def test_tiles_that_disagree_are_blended_smoothly():
     assert difference(edit.crop((0, 1, 224, 320)), edit.crop((0, 0, 224, 319))).max() <= 20
 
 
+@pytest.mark.filterwarnings("ignore:converted")
 def test_folders_keep_their_structure_names_and_formats(tmp_path, editor):
     photos = tmp_path / "photos"
     (photos / "trip" / "day 1").mkdir(parents=True)
@@ -174,6 +175,7 @@ def test_an_rgb_profile_is_kept_and_the_colours_look_as_before(tmp_path):
     assert difference(load_photo(written).image, load_photo(tmp_path / "a.png").image).max() <= 2
 
 
+@pytest.mark.filterwarnings("ignore:converted")
 @pytest.mark.parametrize("profile", ["LAB", "broken"])
 def test_a_profile_that_is_not_rgb_becomes_srgb(tmp_path, editor, profile):
     content = b"broken" if profile == "broken" else profile_of(profile)
@@ -185,6 +187,7 @@ def test_a_profile_that_is_not_rgb_becomes_srgb(tmp_path, editor, profile):
         assert not difference(edit, editor.edit(load_photo(tmp_path / "a.png").image)).any()
 
 
+@pytest.mark.filterwarnings("ignore:converted")
 @pytest.mark.parametrize(("mode", "suffix"), [("RGBA", ".png"), ("LA", ".png"), ("RGBA", ".webp"), ("P", ".png")])
 def test_transparency_is_kept(tmp_path, editor, mode, suffix):
     alpha = Image.linear_gradient("L").resize((64, 48))
@@ -215,7 +218,8 @@ def test_cmyk_16_bit_and_palette_pictures_become_rgb(tmp_path, editor):
     grey = np.asarray(picture(64, 48, "L"), np.uint16) * 257
     Image.fromarray(grey).save(tmp_path / "grey.png")
     Image.fromarray(grey).save(tmp_path / "grey.tif")
-    written = edit_files([tmp_path], editor, tmp_path / "out")
+    with pytest.warns(UserWarning, match=r"(?s)converted 5 of 5 pictures:.*cmyk\.jpg: CMYK.*grey\.png: 16-bit grey"):
+        written = edit_files([tmp_path], editor, tmp_path / "out")
     assert len(written) == 5
     for path in written:
         with Image.open(path) as edit:
