@@ -248,6 +248,7 @@ def test_options_train(pair_set, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # dynamo warns about tensors of its own
 def test_compiled_networks_train(pair_set, tmp_path):
     run = fit_base(pair_set, tmp_path / "run", "--model.compile_networks=true")
     assert load_run(run).images_seen == 24
