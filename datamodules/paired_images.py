@@ -208,11 +208,8 @@ class PairedImages(LightningDataModule):
         if self.datasets:
             return
         pairs, digest = self._read()
-        sides = (
-            split_of_groups({pair.group for pair in pairs if pair.split is None}, self.fractions, self.seed)
-            if (any(pair.split is None for pair in pairs))
-            else {}
-        )
+        undealt = {pair.group for pair in pairs if pair.split is None}
+        sides = split_of_groups(undealt, self.fractions, self.seed) if undealt else {}
         cache = self._build_cache(pairs, digest)
         rows = _rows(pairs)
         known = {pair.concept: pair.prompt for pair in pairs}

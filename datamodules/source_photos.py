@@ -33,6 +33,7 @@ BUNDLED_PHOTOS = {
     ),
     "sklearn": ("datasets/images", "china.jpg", "flower.jpg"),
 }
+BUNDLED_COUNT = sum(len(names) for _, *names in BUNDLED_PHOTOS.values())
 BUNDLED_CROPS_PER_PHOTO = 24
 SMALLEST_CROP = 0.4
 

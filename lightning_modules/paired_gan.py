@@ -1,6 +1,7 @@
 """The adversarial step that all paired image-to-image GANs here share."""
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -205,13 +206,16 @@ class PairedGAN(LightningModule):
         Raises:
             ValueError: A concept is unknown.
         """
+        self._check_known(concepts)
+        tokens = self.text_encoder_ema(concepts, [self.prompts[concept] for concept in concepts])
+        return self.generator_ema(photo, tokens.to(photo.device))
+
+    def _check_known(self, concepts: Iterable[str]) -> None:
         unknown = sorted(set(concepts) - set(self.prompts))
         if unknown:
             raise ValueError(
                 f"unknown concept {', '.join(unknown)}; this run was trained on {', '.join(self.concepts)}"
             )
-        tokens = self.text_encoder_ema(concepts, [self.prompts[concept] for concept in concepts])
-        return self.generator_ema(photo, tokens.to(photo.device))
 
     def deployed(self, concept: str) -> nn.Module:
         """The network of one concept for a device: averaged weights, adapter folded in, prompt as constants.
@@ -235,11 +239,7 @@ class PairedGAN(LightningModule):
 
     def _set_reference(self, split: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        unknown = sorted(set(data.prompts) - set(self.prompts))
-        if unknown:
-            raise ValueError(
-                f"unknown concept {', '.join(unknown)}; this run was trained on {', '.join(self.concepts)}"
-            )
+        self._check_known(data.prompts)
         self.quality.reset()
         if self.quality.feature_extractor is not None:
             self.quality.set_reference(data.reference_features(split, self.quality.feature_extractor))

@@ -41,7 +41,9 @@ def run_quickstart(command: Callable[[list[str]], None], photos: Path | None, ou
     Raises:
         ValueError: ``out`` holds a quickstart on other photos.
     """
-    count = 8 if photos is None else len(find_images(photos))
+    from datamodules.source_photos import BUNDLED_COUNT
+
+    count = BUNDLED_COUNT if photos is None else len(find_images(photos))
     if count < 3:
         raise ValueError(f"{photos} holds {count} photos; give at least 3, so that one can be held out for the test")
     _claim(out, photos)

@@ -1,6 +1,7 @@
 """The command line: help, the run folder, export, edit, refusals."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def test_every_config_parses(config, capsys):
         main([command, f"-c={config}", "--print_config"])
     assert stop.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
-    assert "/root/" not in config.read_text()
+    assert not re.search(r"[\s\"'=:]/\w", config.read_text()), "a path of one machine"
     assert printed["trainer"]["default_root_dir"]
 
 
