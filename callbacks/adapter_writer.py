@@ -21,4 +21,5 @@ class AdapterWriter(Callback):
             raise TypeError(f"AdapterWriter serves LoRAAdaptation, this run trains a {type(pl_module).__name__}")
         if trainer.state.fn == TrainerFn.FITTING and trainer.is_global_zero:
             tokens = pl_module.text_encoder_ema([pl_module.concept], [pl_module.prompts[pl_module.concept]])[0]
-            save_adapter(pl_module.adapter, tokens, Path(trainer.default_root_dir) / "adapter", pl_module.concept)
+            folder = Path(trainer.default_root_dir) / "adapter"
+            save_adapter(pl_module.adapter, tokens, folder, pl_module.concept, pl_module.base_identity)

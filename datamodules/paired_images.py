@@ -28,6 +28,7 @@ from pocketgan.files import explained_write_error, sha256_of
 from pocketgan.images import IMAGE_SUFFIXES, load_photo
 from pocketgan.metrics import FeatureExtractor, reference_features
 from pocketgan.pair_set import Pair, is_unfinished, read_pairs, set_hash
+from pocketgan.selection import read_selection
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -157,7 +158,7 @@ class PairedImages(LightningDataModule):
 
     Args:
         root: A pair set (DESIGN.md), or an aligned folder of pytorch-CycleGAN-and-pix2pix.
-        concepts: The concepts to use; all if None.
+        concepts: The concepts to use, or a file that names them (``pocketgan select concepts``); all if None.
         size: Side of the training pictures in pixels; at most the pair set's own.
         crop_from: Side to which pictures are scaled before a random crop of ``size`` is taken in training, as pix2pix's
             286 for 256; no cropping if None.
@@ -167,6 +168,8 @@ class PairedImages(LightningDataModule):
         seed: Deals the split, the order and the augmentation.
         num_workers: Loader processes of a rank; 0 is fastest on a few cores, since the cache leaves little to do.
         cache: Folder of the caches; ``ROOT/.cache`` if None.
+        training_photos: A file that names the photos to train on (``pocketgan select photos``); all of the training
+            side if None. Validation and test stay whole.
 
     Raises:
         ValueError: A fraction or size makes no sense.
@@ -175,7 +178,7 @@ class PairedImages(LightningDataModule):
     def __init__(
         self,
         root: Path,
-        concepts: list[str] | None = None,
+        concepts: list[str] | Path | None = None,
         size: int = 256,
         crop_from: int | None = None,
         flip: bool = True,
@@ -184,6 +187,7 @@ class PairedImages(LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         cache: Path | None = None,
+        training_photos: Path | None = None,
     ) -> None:
         super().__init__()
         if min(split) < 0 or abs(sum(split) - 1) > 1e-6 or not split[0]:
@@ -191,7 +195,7 @@ class PairedImages(LightningDataModule):
         if crop_from is not None and crop_from < size:
             raise ValueError(f"crop_from {crop_from} is below size {size}; crops of {size} need at least as much")
         self.root, self.cache = root, cache or root / ".cache"
-        self.selected = concepts
+        self.selected, self.training_photos = concepts, training_photos
         self.size, self.stored_size, self.flip = size, crop_from or size, flip
         self.batch_size, self.num_workers = batch_size, num_workers
         self.fractions, self.seed = split, seed
@@ -202,29 +206,57 @@ class PairedImages(LightningDataModule):
         """Read the set and open or build its cache.
 
         Raises:
-            FileNotFoundError: No set there, or a picture of it is missing.
-            ValueError: An unknown concept, a picture that differs from its digest or is too small, too few photos.
+            FileNotFoundError: No set there, or a picture of it or a selection file is missing.
+            ValueError: An unknown concept or training photo, a training photo that is held out, a picture that differs
+                from its digest or is too small, too few photos.
         """
         if self.datasets:
             return
         pairs, digest = self._read()
         undealt = {pair.group for pair in pairs if pair.split is None}
-        sides = split_of_groups(undealt, self.fractions, self.seed) if undealt else {}
-        cache = self._build_cache(pairs, digest)
-        rows = _rows(pairs)
+        dealt = split_of_groups(undealt, self.fractions, self.seed) if undealt else {}
+        sides = [pair.split or dealt[pair.group] for pair in pairs]
+        training_photos = self._read_training_photos(pairs, sides)
         known = {pair.concept: pair.prompt for pair in pairs}
-        unknown = sorted(set(self.selected or ()) - set(known))
+        selected = read_selection(self.selected) if isinstance(self.selected, Path) else self.selected
+        unknown = sorted(set(selected or ()) - set(known))
         if unknown:
             raise ValueError(f"unknown concept {', '.join(unknown)}; {self.root} holds {', '.join(sorted(known))}")
-        self.prompts = {name: known[name] for name in sorted(self.selected or known)}
+        self.prompts = {name: known[name] for name in sorted(selected or known)}
         self.set_hash = digest
+        cache, rows = self._build_cache(pairs, digest), _rows(pairs)
         for split in SPLITS:
             chosen = [
                 place
                 for place, pair in enumerate(pairs)
-                if (pair.split or sides[pair.group]) == split and pair.concept in self.prompts
+                if sides[place] == split
+                and pair.concept in self.prompts
+                and (split != "train" or training_photos is None or self.photo_name(pair) in training_photos)
             ]
             self.datasets[split] = PairDataset(cache, [pairs[i] for i in chosen], [rows[i] for i in chosen])
+
+    def photo_name(self, pair: PairFile) -> str:
+        """A photo's name in a selection file: its file relative to the root, with forward slashes."""
+        return pair.photo.relative_to(self.root).as_posix()
+
+    def _read_training_photos(self, pairs: list[PairFile], sides: list[Split]) -> set[str] | None:
+        if self.training_photos is None:
+            return None
+        names = read_selection(self.training_photos)
+        side_of = {self.photo_name(pair): side for pair, side in zip(pairs, sides, strict=True)}
+        unknown = [name for name in names if name not in side_of]
+        if unknown:
+            raise ValueError(
+                f"{self.training_photos} names {_some(unknown)}, which {self.root} does not hold; choose from this set "
+                "with `pocketgan select photos`"
+            )
+        held_out = [f"{name} ({side_of[name]})" for name in names if side_of[name] != "train"]
+        if held_out:
+            raise ValueError(
+                f"{self.training_photos} names {_some(held_out)}, held out here: training on it would leak; "
+                f"choose again with data.split and data.seed of this run, {list(self.fractions)} and {self.seed}"
+            )
+        return set(names)
 
     def _read(self) -> tuple[list[PairFile], str]:
         if (self.root / "manifest.json").is_file():
@@ -421,11 +453,25 @@ class PairedImages(LightningDataModule):
         for batch in loader:
             yield self._to_float(batch["edit"]), batch["concept"]
 
+    def photos(self, split: Split, batch_size: int = 16) -> Iterator[tuple[Tensor, list[str]]]:
+        """Each photo of a split once: batches (B, 3, size, size) in [-1, 1] with their names (``photo_name``)."""
+        dataset = self.datasets[split]
+        places: dict[str, int] = {}
+        for place, pair in enumerate(dataset.pairs):
+            places.setdefault(self.photo_name(pair), place)
+        names, once = list(places), Subset(dataset, list(places.values()))
+        loader: DataLoader[dict[str, Any]] = DataLoader(once, batch_size, generator=torch.Generator())
+        for number, batch in enumerate(loader):
+            yield self._to_float(batch["photo"]), names[number * batch_size : (number + 1) * batch_size]
+
     def reference_features(self, split: Split, extractor: FeatureExtractor) -> dict[str, Tensor]:
         """Features (N, D) of the teacher's edits by concept; computed once for a set, split and size, then read."""
         sizes = f"{self.stored_size}-{self.size}"
         chosen = hashlib.sha256("/".join(self.prompts).encode()).hexdigest()[:8]
-        split_key = hashlib.sha256(json.dumps([self.fractions, self.seed]).encode()).hexdigest()[:8]
+        dealt: list[Any] = [self.fractions, self.seed]
+        if split == "train" and self.training_photos is not None:
+            dealt.append(sorted({self.photo_name(pair) for pair in self.datasets[split].pairs}))
+        split_key = hashlib.sha256(json.dumps(dealt).encode()).hexdigest()[:8]
         name = f"{self.set_hash[:16]}-{sizes}-{split}-{split_key}-{chosen}-{extractor.frechet_name}.safetensors"
         with FileLock(self.cache / "lock"):
             return reference_features(extractor, self.edits(split), self.cache / name)
@@ -437,6 +483,12 @@ def _open_memmap(file: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[
         with explained_write_error(file), file.open("r+b") as opened:
             os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
     return array
+
+
+def _some(names: list[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _rows(pairs: list[PairFile]) -> list[tuple[int, int]]:

@@ -1,14 +1,17 @@
 """A new concept on a trained base, by LoRA on the crucial layers."""
 
+import copy
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from peft import PeftModel
 
 from lightning_modules.paired_gan import PairedGAN
 from lightning_modules.run import load_run
-from pocketgan.adapters import add_lora
+from pocketgan.adapters import add_lora, ranks_of, read_ranks, resized
+from pocketgan.digest import weights_digest
 from pocketgan.losses import AdversarialLoss, ReconstructionLoss
 from pocketgan.metrics import EditQuality
 from pocketgan.networks import Generator
@@ -24,7 +27,8 @@ class LoRAAdaptation(PairedGAN):
 
     Args:
         base: Run folder of the base.
-        ranks: LoRA rank by part of the generator, see ``pocketgan.adapters.layer_ranks``.
+        ranks: LoRA rank by part of the generator, see ``pocketgan.adapters.layer_ranks``; or a YAML file of them, such
+            as the ``ranks.yaml`` of a run with RankSearch. For RankSearch they are the relative ranks.
         adversarial_loss: What generator and discriminator minimise against each other.
         reconstruction_loss: Distance to the teacher's edit.
         quality: The figures that ``validate`` and ``test`` report.
@@ -43,7 +47,7 @@ class LoRAAdaptation(PairedGAN):
     def __init__(
         self,
         base: Path,
-        ranks: dict[str, int],
+        ranks: dict[str, int] | Path,
         adversarial_loss: AdversarialLoss,
         reconstruction_loss: ReconstructionLoss,
         quality: EditQuality,
@@ -60,7 +64,17 @@ class LoRAAdaptation(PairedGAN):
         trained = load_run(base)
         if isinstance(trained.generator, PeftModel):
             raise ValueError(f"{base} holds an adapter; adapt its base instead, which its config.yaml names")
-        generator = add_lora(trained.generator_ema, ranks, full_layers or [])
+        base_identity = {
+            "base_sha256": weights_digest(trained.generator_ema),
+            "text_encoder": trained.text_encoder.identity,
+        }
+        given = read_ranks(ranks) if isinstance(ranks, Path) else ranks
+        try:
+            generator = add_lora(trained.generator_ema, given, full_layers or [])
+        except ValueError as error:
+            if isinstance(ranks, Path):
+                raise ValueError(f"rank file {ranks} does not fit the base {base}: {error}") from error
+            raise
         super().__init__(
             generator=cast(Generator, generator),
             discriminator=trained.discriminator,
@@ -80,6 +94,8 @@ class LoRAAdaptation(PairedGAN):
         self.generator.eval()
         self.discriminator.requires_grad_(True).train()
         self.base_concepts = trained.concepts
+        self.base_identity = base_identity
+        self.ranks = ranks_of(generator)
 
     @property
     def concept(self) -> str:
@@ -88,8 +104,18 @@ class LoRAAdaptation(PairedGAN):
 
     @property
     def adapter(self) -> PeftModel:
-        """The averaged generator with its deltas."""
-        return cast(PeftModel, self.generator_ema)
+        """The averaged generator with its deltas, as it is stored."""
+        allocated = cast(PeftModel, self.generator_ema)
+        return allocated if ranks_of(allocated) == self.ranks else resized(allocated, self.ranks)
+
+    def allocate(self, ranks: dict[str, int]) -> None:
+        """Give the deltas other ranks; only before optimizers and distributed wrappers are made.
+
+        Args:
+            ranks: Rank by full name of every layer that gets one.
+        """
+        self.generator = cast(Generator, resized(cast(PeftModel, self.generator), ranks))
+        self.generator_ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
 
     def add_concepts(self, prompts: dict[str, str]) -> None:
         """Add the one new concept; its tokens train, where tokens do.
@@ -102,5 +128,35 @@ class LoRAAdaptation(PairedGAN):
                 f"an adapter is for one concept, the data hold {', '.join(sorted({*self.prompts, *prompts}))}; "
                 "name one with --data.concepts '[NAME]'"
             )
+        for concept in sorted(set(prompts) & set(self.base_concepts)):
+            rank_zero_warn(
+                f"the base was trained on {concept} already; what this adapter shows says nothing of new concepts"
+            )
         super().add_concepts(prompts)
         self.text_encoder.learn_only(sorted(prompts))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store also the ranks and what tells the base."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["allocated_ranks"] = ranks_of(cast(PeftModel, self.generator))
+        checkpoint["ranks"] = self.ranks
+        checkpoint["base"] = self.base_identity
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the ranks, too.
+
+        Raises:
+            ValueError: The weights belong to another base or are of another architecture.
+        """
+        found = checkpoint.get("base", self.base_identity)
+        if found != self.base_identity:
+            raise ValueError(
+                f"the checkpoint's adapter was trained on another base (weights {found['base_sha256'][:12]}…, "
+                f"{found['text_encoder']}) than model.base names (weights {self.base_identity['base_sha256'][:12]}…, "
+                f"{self.base_identity['text_encoder']}); set model.base to its own base"
+            )
+        if "allocated_ranks" in checkpoint:
+            if checkpoint["allocated_ranks"] != ranks_of(cast(PeftModel, self.generator)):
+                self.allocate(checkpoint["allocated_ranks"])
+            self.ranks = checkpoint["ranks"]
+        super().on_load_checkpoint(checkpoint)

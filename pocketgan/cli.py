@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_origin
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from datamodules import PairedImages
     from pocketgan.editor import Editor
 
 LARGEST_DIFFERENCE = 1e-3
 EXPORT_CHECK_PHOTOS = 20
+LARGEST_SELECTION_SIZE = 256  # the features see 224 px
 
 LIGHTNING_COMMANDS = {
     "fit": "Train a base or an adapter from YAML files.",
@@ -259,7 +261,159 @@ def quickstart(photos: Path | None = None, out: Path = Path("pocketgan_quickstar
     run_quickstart(main, photos, out)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"quickstart": quickstart, "edit": edit, "export": export}
+def select_concepts(
+    root: Path,
+    count: int,
+    out: Path,
+    candidates: list[str] | Path | None = None,
+    method: Literal["kmeans", "random"] = "kmeans",
+    text_encoder: str | None = None,
+    size: int | None = None,
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+    choice_seed: int = 0,
+) -> None:
+    """Choose concepts for a base: those nearest the centres of a k-means on their edits.
+
+    Args:
+        root: Pair set that holds the pool of concepts.
+        count: Number of concepts to choose.
+        out: File to write, for ``--data.concepts``; an existing one is replaced.
+        candidates: The pool, or a file that names it; all concepts of the set if not given.
+        method: ``random`` is the control.
+        text_encoder: Repo id or folder of a CLIP text encoder: clusters the prompts' features, not the edits'.
+        size: Side in pixels at which pictures are decoded; with the training's, its cache is used. The pair set's own
+            if not given, at most 256.
+        split: As ``data.split`` of the training, so that no held-out photo has a say.
+        seed: As ``data.seed`` of the training, which deals the split.
+        choice_seed: Of the k-means or the draw.
+    """
+    import torch
+
+    from pocketgan.metrics import EfficientNetLite0Features
+    from pocketgan.selection import check_count, common_photos
+    from pocketgan.text import CLIPTextEncoder
+
+    if method == "random" and text_encoder is not None:
+        raise ValueError("a random choice reads no prompts; give --text_encoder or --method random, not both")
+    data = _opened_pairs(root, candidates, size, split, seed)
+    names = list(data.prompts)
+    check_count(count, len(names), "candidates")
+    features, described = None, "none"
+    if text_encoder is not None:
+        # over all tokens: those of the padding come after the prompt and have read all of it
+        features = CLIPTextEncoder(text_encoder)(names, list(data.prompts.values())).mean(1)
+        described = f"of the prompts by {text_encoder}, mean over tokens"
+    elif method == "kmeans":
+        pairs = data.datasets["train"].pairs
+        photos = {name: [data.photo_name(pair) for pair in pairs if pair.concept == name] for name in names}
+        common = common_photos(photos)
+        print(f"features of {len(pairs)} edits; they are kept in {data.cache}")
+        of_edits = data.reference_features("train", EfficientNetLite0Features())
+        used = {name: torch.tensor([photo in common for photo in photos[name]]) for name in names}
+        features = torch.stack([of_edits[name][used[name]].mean(0) for name in names])
+        described = f"EfficientNetLite0Features of the edits at {data.size} px, mean over {len(common)} training photos"
+    _write_choice("concepts", names, features, described, count, choice_seed, data, out)
+
+
+def select_photos(
+    root: Path,
+    count: int,
+    out: Path,
+    concepts: list[str] | Path | None = None,
+    method: Literal["kmeans", "random"] = "kmeans",
+    size: int | None = None,
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+    choice_seed: int = 0,
+) -> None:
+    """Choose photos to train on: those of the training side nearest the centres of a k-means.
+
+    Args:
+        root: Pair set or aligned folder.
+        count: Number of photos to choose.
+        out: File to write, for ``--data.training_photos``; an existing one is replaced.
+        concepts: Choose among photos that have an edit of one of these, which a file may name; of any if not given.
+        method: ``random`` is the control.
+        size: Side in pixels at which pictures are decoded; with the training's, its cache is used. The pair set's own
+            if not given, at most 256.
+        split: As ``data.split`` of the training, so that no held-out photo is chosen or has a say.
+        seed: As ``data.seed`` of the training, which deals the split.
+        choice_seed: Of the k-means or the draw.
+    """
+    import torch
+
+    from pocketgan.metrics import EfficientNetLite0Features, reference_features
+    from pocketgan.selection import check_count
+
+    data = _opened_pairs(root, concepts, size, split, seed)
+    names = sorted({data.photo_name(pair) for pair in data.datasets["train"].pairs})
+    check_count(count, len(names), "photos on the training side")
+    features, described = None, "none"
+    if method == "kmeans":
+        # keyed by photo where a reference is keyed by concept
+        of_photos = reference_features(EfficientNetLite0Features(), data.photos("train"), cache=None)
+        features = torch.cat([of_photos[name] for name in names])
+        described = f"EfficientNetLite0Features of the photos at {data.size} px"
+    _write_choice("photos", names, features, described, count, choice_seed, data, out)
+
+
+def _opened_pairs(
+    root: Path,
+    concepts: list[str] | Path | None,
+    size: int | None,
+    split: tuple[float, float, float],
+    seed: int,
+) -> "PairedImages":
+    from datamodules import PairedImages
+    from pocketgan.pair_set import MANIFEST_FILE_NAME, read_manifest
+
+    own_size = read_manifest(root)["size"] if (root / MANIFEST_FILE_NAME).is_file() else LARGEST_SELECTION_SIZE
+    data = PairedImages(root, concepts, size or min(own_size, LARGEST_SELECTION_SIZE), split=split, seed=seed)
+    data.setup("fit")
+    return data
+
+
+def _write_choice(
+    kind: Literal["concepts", "photos"],
+    names: list[str],
+    features: "Tensor | None",
+    described: str,
+    count: int,
+    choice_seed: int,
+    data: "PairedImages",
+    out: Path,
+) -> None:
+    """Choose by features, at random where there are none, and write the file."""
+    from pocketgan.selection import at_random, nearest_to_centres, write_selection
+
+    if features is None:
+        places = at_random(len(names), count, choice_seed)
+    else:
+        places = nearest_to_centres(features, count, choice_seed)
+    how = [
+        f"pocketgan select {kind}",
+        f"count: {count} of {len(names)}",
+        f"method: {'random' if features is None else 'kmeans'}",
+        f"features: {described}",
+        f"choice_seed: {choice_seed}",
+        f"concepts: {', '.join(data.prompts)}" if kind == "photos" else f"candidates: {', '.join(names)}",
+        f"split: {list(data.fractions)}",
+        f"seed: {data.seed}",
+        f"pair set: {data.set_hash}",
+    ]
+    write_selection(out, [names[place] for place in places], "\n".join(how))
+    option = "--data.concepts" if kind == "concepts" else "--data.training_photos"
+    print(f"{count} of {len(names)} {kind} written to {out}; use it with {option} {out}")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "quickstart": quickstart,
+    "edit": edit,
+    "export": export,
+    "select concepts": select_concepts,
+    "select photos": select_photos,
+}
 
 
 def run_function(function: Callable[..., None], args: list[str]) -> None:
@@ -270,7 +424,7 @@ def run_function(function: Callable[..., None], args: list[str]) -> None:
     import docstring_parser
     from jsonargparse import ArgumentParser
 
-    name = function.__name__
+    name = function.__name__.replace("_", " ")
     described = docstring_parser.parse(inspect.getdoc(function) or "")
     help_of = {parameter.arg_name: parameter.description for parameter in described.params}
     parser = ArgumentParser(prog=f"pocketgan {name}", description=described.short_description)
@@ -300,10 +454,14 @@ def _is_refusal(error: BaseException) -> bool:
     return any(Path(frames[-1].filename).is_relative_to(folder) for folder in ours)
 
 
-def _help() -> str:
+def _help(first: str = "") -> str:
+    """List the commands, or those that begin with ``first``."""
     lines = {name: (inspect.getdoc(function) or "").split("\n")[0] for name, function in COMMANDS.items()}
-    listed = "\n".join(f"  {name:<12}{line}" for name, line in {**LIGHTNING_COMMANDS, **lines}.items())
-    return f"usage: pocketgan COMMAND ...\n\n{listed}\n\n`pocketgan COMMAND --help` lists a command's options."
+    listed = "\n".join(
+        f"  {name:<17}{line}" for name, line in {**LIGHTNING_COMMANDS, **lines}.items() if name.startswith(first)
+    )
+    usage = f"pocketgan {first}COMMAND"
+    return f"usage: {usage} ...\n\n{listed}\n\n`{usage} --help` lists a command's options."
 
 
 def main(args: list[str] | None = None) -> None:
@@ -327,6 +485,13 @@ def main(args: list[str] | None = None) -> None:
             raise
     elif command in COMMANDS:
         run_function(COMMANDS[command], words[1:])
+    elif " ".join(words[:2]) in COMMANDS:
+        run_function(COMMANDS[" ".join(words[:2])], words[2:])
+    elif any(name.startswith(f"{command} ") for name in COMMANDS):
+        if words[1:2] in ([], ["-h"], ["--help"]):
+            print(_help(f"{command} "))
+        else:
+            raise SystemExit(f"pocketgan: {command} {words[1]} is no command\n\n{_help(f'{command} ')}")
     elif command in {"-h", "--help"}:
         print(_help())
     else:

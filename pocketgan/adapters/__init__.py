@@ -1,5 +1,31 @@
 """What adapts a base to one concept."""
 
-from pocketgan.adapters.lora import add_lora, layer_ranks, load_adapter, merge, save_adapter
+from pocketgan.adapters.lora import (
+    add_lora,
+    keep_ranks,
+    layer_ranks,
+    load_adapter,
+    merge,
+    ranks_of,
+    read_ranks,
+    read_tokens,
+    resized,
+    save_adapter,
+    scaled_ranks,
+    stored_bytes,
+)
 
-__all__ = ["add_lora", "layer_ranks", "load_adapter", "merge", "save_adapter"]
+__all__ = [
+    "add_lora",
+    "keep_ranks",
+    "layer_ranks",
+    "load_adapter",
+    "merge",
+    "ranks_of",
+    "read_ranks",
+    "read_tokens",
+    "resized",
+    "save_adapter",
+    "scaled_ranks",
+    "stored_bytes",
+]

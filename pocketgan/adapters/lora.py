@@ -5,11 +5,18 @@ import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
+import torch
+import yaml
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
+from pocketgan.digest import weights_digest
 from pocketgan.networks import Generator
+
+_ADAPTER = "default"  # PEFT's name for the one adapter of a model
 
 
 def layer_ranks(generator: Generator, ranks: dict[str, int]) -> dict[str, int]:
@@ -90,13 +97,97 @@ def _top(parts: dict[str, nn.Module]) -> list[str]:
     return [name for name in parts if name and "." not in name]
 
 
+def read_ranks(file: Path) -> dict[str, int]:
+    """Read ranks from a YAML file, such as the ``ranks.yaml`` that RankSearch leaves in a run folder.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no mapping of layers to whole numbers.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"rank file {file} does not exist; RankSearch writes RUN/ranks.yaml")
+    try:
+        ranks = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is no YAML file; give one such as RUN/ranks.yaml of a rank search") from error
+    if not isinstance(ranks, dict) or not all(isinstance(rank, int) for rank in ranks.values()):
+        raise ValueError(f"{file} holds no ranks; each line must be LAYER: RANK, such as `up.0: 8`")
+    return {str(layer): rank for layer, rank in ranks.items()}
+
+
+def ranks_of(adapted: PeftModel) -> dict[str, int]:
+    """Ranks by full name of the generator's layer."""
+    return dict(adapted.peft_config[_ADAPTER].rank_pattern)
+
+
+def _lora_layers(adapted: PeftModel) -> dict[str, LoraLayer]:
+    generator = adapted.get_base_model()
+    return {name: layer for name, layer in generator.named_modules() if isinstance(layer, LoraLayer)}
+
+
+def scaled_ranks(adapted: PeftModel, factor: int) -> dict[str, int]:
+    """The ranks times a factor, each at most its layer's smaller dimension: beyond that a delta gains nothing."""
+    layers = _lora_layers(adapted)
+    return {
+        name: min(factor * rank, len(layers[name].weight), layers[name].weight[0].numel())
+        for name, rank in ranks_of(adapted).items()
+    }
+
+
+def resized(adapted: PeftModel, ranks: dict[str, int]) -> PeftModel:
+    """Copy an adapted generator with its deltas in other ranks.
+
+    Where a rank is smaller the rest of the delta is cut off, which changes nothing if ``keep_ranks`` was at work; where
+    it is larger the new part starts as PEFT starts a delta, with B = 0.
+
+    Args:
+        adapted: What ``add_lora`` made.
+        ranks: Rank by full name of every layer that gets one.
+    """
+    with torch.no_grad():
+        base = copy.deepcopy(adapted).unload()
+        base.requires_grad_(False)
+        copied = add_lora(base, ranks, list(adapted.peft_config[_ADAPTER].modules_to_save or []))
+        state, found = copied.state_dict(), adapted.state_dict()
+        for name, tensor in state.items():
+            if name in found:
+                both = tuple(slice(min(ours, theirs)) for ours, theirs in zip(tensor.shape, found[name].shape))
+                tensor[both] = found[name][both]
+    return copied.train(adapted.training)
+
+
+@torch.no_grad()
+def keep_ranks(adapted: PeftModel, ranks: dict[str, int]) -> None:
+    """Reduce deltas to ranks without changing a parameter's shape, so that distributed training goes on.
+
+    Rows of A and columns of B beyond the rank become 0. They stay so in training: the gradient of either is a product
+    with the other, hence 0, and an optimizer without history leaves such a weight where it is.
+
+    Args:
+        adapted: What ``add_lora`` made; changed in place.
+        ranks: Rank by full name of the layer; 0 for those not named.
+    """
+    for name, layer in _lora_layers(adapted).items():
+        layer.lora_A[_ADAPTER].weight[ranks.get(name, 0) :] = 0
+        layer.lora_B[_ADAPTER].weight[:, ranks.get(name, 0) :] = 0
+
+
+def stored_bytes(adapted: PeftModel) -> int:
+    """Size of the ``adapter_model.safetensors`` that ``save_adapter`` would write."""
+    state = get_peft_model_state_dict(adapted)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    return len(save(tensors, {"format": "pt"}))  # the header that PEFT writes
+
+
 def merge(generator: nn.Module) -> Generator:
     """Fold the deltas into a copy of the weights; a generator without deltas is only copied."""
     merged = copy.deepcopy(generator)
     return merged.merge_and_unload() if isinstance(merged, PeftModel) else merged  # type: ignore[return-value]
 
 
-def save_adapter(generator: PeftModel, prompt_tokens: Tensor, folder: Path, concept: str) -> None:
+def save_adapter(
+    generator: PeftModel, prompt_tokens: Tensor, folder: Path, concept: str, base: dict[str, str] | None = None
+) -> None:
     """Write an adapter: PEFT's files and the concept's prompt tokens.
 
     Args:
@@ -104,24 +195,60 @@ def save_adapter(generator: PeftModel, prompt_tokens: Tensor, folder: Path, conc
         prompt_tokens: (L, D).
         folder: Gets ``adapter_config.json``, ``adapter_model.safetensors`` and ``prompt_tokens.safetensors``.
         concept: The concept's name, the key of its tokens.
+        base: What tells the base: ``base_sha256`` (``weights_digest``) and ``text_encoder``; kept beside the tokens.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as whole:
         generator.save_pretrained(whole)
-        save_file({concept: prompt_tokens.detach().cpu().contiguous()}, Path(whole) / "prompt_tokens.safetensors")
+        tokens_file = Path(whole) / "prompt_tokens.safetensors"
+        save_file({concept: prompt_tokens.detach().cpu().contiguous()}, tokens_file, base)
         (Path(whole) / "README.md").unlink()  # PEFT's model card, a form that nobody has filled in
         for file in Path(whole).iterdir():
             file.replace(folder / file.name)
 
 
-def load_adapter(generator: Generator, folder: Path) -> tuple[PeftModel, dict[str, Tensor]]:
+def load_adapter(
+    generator: Generator, folder: Path, text_encoder: str | None = None
+) -> tuple[PeftModel, dict[str, Tensor]]:
     """Put an adapter on its base; plain PEFT's ``PeftModel.from_pretrained`` does the same to the generator.
 
     Args:
         generator: The base's generator; it is changed in place.
         folder: What ``save_adapter`` wrote.
+        text_encoder: The base's ``TextEncoder.identity``, where it is known.
 
     Returns:
         The adapted generator and its prompt tokens (L, D) by concept.
+
+    Raises:
+        FileNotFoundError: The folder holds no adapter.
+        ValueError: The adapter belongs to another base or another text encoder.
     """
-    return PeftModel.from_pretrained(generator, folder), load_file(folder / "prompt_tokens.safetensors")
+    tokens = read_tokens(folder, generator, text_encoder)
+    return PeftModel.from_pretrained(generator, folder), tokens
+
+
+def read_tokens(folder: Path, generator: Generator, text_encoder: str | None = None) -> dict[str, Tensor]:
+    """Read an adapter's prompt tokens (L, D) by concept, once it is sure that the adapter belongs to this base.
+
+    Raises:
+        FileNotFoundError: The folder holds no adapter.
+        ValueError: The adapter belongs to another base or another text encoder.
+    """
+    file = folder / "prompt_tokens.safetensors"
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} holds no adapter ({file.name} is missing); give RUN/adapter of a `fit`")
+    with safe_open(file, "pt") as opened:
+        found = opened.metadata() or {}
+    if text_encoder is not None and found.get("text_encoder", text_encoder) != text_encoder:
+        raise ValueError(
+            f"adapter {folder} was trained with the text encoder {found['text_encoder']}, this base with "
+            f"{text_encoder}; put it on its own base"
+        )
+    digest = weights_digest(generator)
+    if found.get("base_sha256", digest) != digest:
+        raise ValueError(
+            f"adapter {folder} was trained on another base (weights {found['base_sha256'][:12]}…, here "
+            f"{digest[:12]}…); put it on its own base"
+        )
+    return load_file(file)

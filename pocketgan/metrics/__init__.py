@@ -1,6 +1,6 @@
 """How good edits are: distances, feature networks, and the metrics that validation and test report."""
 
-from pocketgan.metrics.distance import frechet_distance, kernel_distance
+from pocketgan.metrics.distance import frechet_distance, kernel_distance, kernel_distance_interval
 from pocketgan.metrics.edit_quality import EditQuality, reference_features
 from pocketgan.metrics.efficientnet_lite0_features import EfficientNetLite0Features
 from pocketgan.metrics.feature_extractor import FeatureExtractor
@@ -15,5 +15,6 @@ __all__ = [
     "InceptionFeatures",
     "frechet_distance",
     "kernel_distance",
+    "kernel_distance_interval",
     "reference_features",
 ]

@@ -15,7 +15,7 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
 
 from pocketgan.files import write_whole
-from pocketgan.metrics.distance import frechet_distance, kernel_distance
+from pocketgan.metrics.distance import frechet_distance, kernel_distance, kernel_distance_interval
 from pocketgan.metrics.feature_extractor import FeatureExtractor
 from pocketgan.metrics.frozen_module import FrozenModule
 
@@ -30,6 +30,10 @@ class EditQuality(FrozenModule):
 
     The distances are computed per concept and averaged over the concepts, as in E2GAN's tables (Gong et al.
     2024, arXiv:2401.06127): over all concepts at once, a GAN that mixes up two concepts would score well.
+
+    The kernel distance comes with a 95 % bootstrap interval over images: the mean of the concepts' bounds. That
+    is the interval of the mean if all concepts err alike, which concepts on the same photos nearly do, and too
+    wide otherwise.
 
     Args:
         feature_extractor: Network for the distances, which bear its two names. None: paired metrics alone.
@@ -115,9 +119,10 @@ class EditQuality(FrozenModule):
         Returns:
             Float32 scalars. ``reconstruction``: L1 between images in [-1, 1]. ``psnr``: dB, from the squared
             error over all images. ``ssim``. ``lpips``, if it is on. With a feature extractor:
-            ``images_per_concept``, the N of the concept with the fewest images; and, under the extractor's
-            names, the Fréchet and the kernel distance, averaged over concepts. The distances are left out,
-            with one warning, when N < 2.
+            ``images_per_concept``, the N of the concept with the fewest images; under the extractor's names,
+            the Fréchet and the kernel distance, averaged over concepts; and under the latter's name with
+            ``_low`` and ``_high`` the bounds of its interval. The distances are left out, with one warning,
+            when N < 2, the bounds when N < 3.
         """
         metrics: dict[str, Metric] = {
             "reconstruction": self.reconstruction,
@@ -164,7 +169,11 @@ class EditQuality(FrozenModule):
         if images_per_concept >= 2:
             values[extractor.frechet_name] = torch.stack([frechet_distance(*pair) for pair in pairs]).mean()
             values[extractor.kernel_name] = torch.stack([kernel_distance(*pair) for pair in pairs]).mean()
-        elif not self._has_warned:
+        if images_per_concept >= 3:
+            lows, highs = zip(*(kernel_distance_interval(*pair) for pair in pairs), strict=True)
+            values[f"{extractor.kernel_name}_low"] = torch.stack(lows).mean()
+            values[f"{extractor.kernel_name}_high"] = torch.stack(highs).mean()
+        if images_per_concept < 2 and not self._has_warned:
             self._has_warned = True
             fewest = self.concepts[image_counts.index(images_per_concept)] if pairs else "(no reference)"
             rank_zero_warn(

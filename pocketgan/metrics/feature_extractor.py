@@ -11,7 +11,8 @@ class FeatureExtractor(nn.Module, ABC):
     Attributes:
         frechet_name: Metric name of the Fréchet distance on these features, for example ``fd_lite0``. Only real
             Inception weights may call it ``fid``.
-        kernel_name: Metric name of the kernel distance on these features, for example ``kid_lite0``.
+        kernel_name: Metric name of the kernel distance on these features, for example ``kid_lite0``. Its interval is
+            reported under this name with ``_low`` and ``_high``.
         feature_size: D, the number of features per image.
     """
 

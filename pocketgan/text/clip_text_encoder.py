@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pocketgan.digest import weights_digest
 from pocketgan.text.text_encoder import TextEncoder
 
 
@@ -42,6 +43,11 @@ class CLIPTextEncoder(TextEncoder):
         self._encoder = (tokenizer, encoder.eval().requires_grad_(False))
         self._encoded: dict[str, Tensor] = {}
         self.token_size = encoder.config.hidden_size
+
+    @property
+    def identity(self) -> str:
+        """Its kind and weights; a name would differ between a repo id and a local folder."""
+        return f"{super().identity}, weights {weights_digest(self._encoder[1])[:12]}"
 
     def add_concepts(self, concepts: list[str]) -> None:
         """Nothing to add: any prompt can be encoded."""

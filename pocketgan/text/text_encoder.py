@@ -16,6 +16,11 @@ class TextEncoder(nn.Module, ABC):
     token_size: int
     learns: bool
 
+    @property
+    def identity(self) -> str:
+        """What tells this encoder from another whose tokens mean something else."""
+        return f"{type(self).__name__} of {self.token_size} features"
+
     @abstractmethod
     def forward(self, concepts: list[str], prompts: list[str]) -> Tensor:
         """Encode B concepts, named and prompted; returns (B, L, D)."""

@@ -14,7 +14,8 @@ from PIL import Image
 from tiny import CONCEPTS, make_pair_set, real_photos
 
 from datamodules import PairedImages
-from pocketgan.images import to_image
+from pocketgan.images import to_image, to_tensor
+from pocketgan.selection import write_selection
 
 
 def opened(root, **arguments):
@@ -246,6 +247,103 @@ def test_reference_features_are_computed_once(pair_set):
     assert all(torch.equal(first[name], again[name]) for name in first)
     data.reference_features("val", extractor)
     assert extractor.calls > calls
+
+
+def names_of(data, split):
+    return sorted({data.photo_name(pair) for pair in data.datasets[split].pairs})
+
+
+def selection(folder, names):
+    write_selection(folder / "selection.txt", names, "for a test")
+    return folder / "selection.txt"
+
+
+def test_concepts_from_a_file(pair_set, tmp_path):
+    file = selection(tmp_path, ["sepia"])
+    assert opened(pair_set, concepts=file).prompts == {"sepia": "make it sepia"}
+    with pytest.raises(ValueError, match=r"unknown concept mosaic; .* holds inverted, sepia"):
+        opened(pair_set, concepts=selection(tmp_path, ["sepia", "mosaic"]))
+    with pytest.raises(FileNotFoundError, match=r"selection file .*nothing\.txt does not exist"):
+        opened(pair_set, concepts=tmp_path / "nothing.txt")
+
+
+def test_training_on_chosen_photos(pair_set, tmp_path):
+    whole = opened(pair_set)
+    names = names_of(whole, "train")[1:4]
+    assert all((pair_set / name).is_file() for name in names)
+    data = opened(pair_set, training_photos=selection(tmp_path, names))
+    assert names_of(data, "train") == names
+    assert len(data.datasets["train"]) == 6
+    for split in ("val", "test"):
+        assert data.datasets[split].pairs == whole.datasets[split].pairs
+    # each pair keeps its own pixels
+    pixels = {
+        (pair.photo, pair.concept): item
+        for pair, item in zip(whole.datasets["train"].pairs, whole.datasets["train"], strict=True)
+    }
+    for pair, item in zip(data.datasets["train"].pairs, data.datasets["train"], strict=True):
+        for side in ("photo", "edit"):
+            assert torch.equal(item[side], pixels[pair.photo, pair.concept][side])
+    assert len(list((pair_set / ".cache").glob("*-32"))) == 1
+    with pytest.raises(ValueError, match="the training split has 6 pairs, batch_size is 8"):
+        opened(pair_set, training_photos=selection(tmp_path, names), batch_size=8).train_dataloader()
+
+
+def test_chosen_photos_of_an_aligned_folder(tmp_path):
+    root = aligned_folder(tmp_path / "facades", {"train": 6, "val": 2, "test": 1})
+    data = opened(root, training_photos=selection(tmp_path, ["train/1.png", "train/4.png"]))
+    assert names_of(data, "train") == ["train/1.png", "train/4.png"]
+    with pytest.raises(ValueError, match=r"names val/0\.png \(val\), held out here"):
+        opened(root, training_photos=selection(tmp_path, ["train/1.png", "val/0.png"]))
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_chosen_photo_that_is_held_out(pair_set, tmp_path, split):
+    data = opened(pair_set)
+    leaking = names_of(data, split)[0]
+    with pytest.raises(
+        ValueError, match=rf"names {leaking} \({split}\), held out here: training on it would leak"
+    ) as error:
+        opened(pair_set, training_photos=selection(tmp_path, [*names_of(data, "train"), leaking]))
+    assert "data.split and data.seed of this run, [0.5, 0.25, 0.25] and 0" in str(error.value)
+    with pytest.raises(ValueError, match="held out here"):
+        opened(pair_set, training_photos=selection(tmp_path, names_of(data, "train")), seed=1)
+
+
+def test_a_chosen_photo_that_is_unknown(pair_set, tmp_path):
+    unknown = [f"photos/other-{index}.png" for index in range(5)]
+    with pytest.raises(
+        ValueError, match=r"names photos/other-0\.png, .*other-2\.png and 2 more, which .* does not hold"
+    ):
+        opened(pair_set, training_photos=selection(tmp_path, unknown))
+
+
+def test_photos_come_once_with_their_names(pair_set):
+    data = opened(pair_set)
+    batches = list(data.photos("train", batch_size=4))
+    assert [len(names) for _, names in batches] == [4, 2]
+    assert sorted(name for _, names in batches for name in names) == names_of(data, "train")
+    for photos, names in batches:
+        for photo, name in zip(photos, names, strict=True):
+            torch.testing.assert_close(photo, to_tensor(Image.open(pair_set / name)), atol=1e-6, rtol=0)
+
+
+def test_features_of_chosen_photos_are_kept_apart(pair_set, tmp_path):
+    class Mean(torch.nn.Module):
+        frechet_name, kernel_name, feature_size = "fd_mean", "kid_mean", 3
+
+        def forward(self, images):
+            return images.mean((2, 3))
+
+    names = names_of(opened(pair_set), "train")
+    rows = {}
+    for count in (6, 3, 2):
+        data = opened(pair_set, training_photos=selection(tmp_path, names[:count]))
+        rows[count] = len(data.reference_features("train", Mean())["sepia"])
+        data.reference_features("test", Mean())
+    assert rows == {6: 6, 3: 3, 2: 2}
+    assert len(opened(pair_set).reference_features("train", Mean())["sepia"]) == 6
+    assert len(list((pair_set / ".cache").glob("*-test-*.safetensors"))) == 1  # held-out sides do not depend on it
 
 
 @pytest.mark.parametrize(

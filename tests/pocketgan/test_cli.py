@@ -46,7 +46,7 @@ def test_module_and_script_are_the_same():
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_function_commands_explain_themselves(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert stop.value.code == 0
     assert "--out" in capsys.readouterr().out
 

@@ -13,6 +13,7 @@ from pocketgan.metrics import (
     InceptionFeatures,
     frechet_distance,
     kernel_distance,
+    kernel_distance_interval,
     reference_features,
 )
 
@@ -75,10 +76,16 @@ def test_distances_are_the_mean_over_concepts():
         quality.update(fakes[part], edits[part], concepts[part])
     values = quality.compute()
     features, references = TinyFeatures()(fakes), TinyFeatures()(edits)
-    for name, distance in (("fd_tiny", frechet_distance), ("kid_tiny", kernel_distance)):
+    for name, distance in (
+        ("fd_tiny", frechet_distance),
+        ("kid_tiny", kernel_distance),
+        ("kid_tiny_low", lambda a, b: kernel_distance_interval(a, b)[0]),
+        ("kid_tiny_high", lambda a, b: kernel_distance_interval(a, b)[1]),
+    ):
         expected = sum(distance(features[first::2], references[first::2]).item() for first in (0, 1)) / 2
         assert values[name].item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
     assert all(value.dtype == torch.float32 and value.ndim == 0 for value in values.values())
+    assert values["kid_tiny_low"] < values["kid_tiny_high"]
 
 
 def test_images_are_clamped_as_a_file_would():
@@ -104,7 +111,8 @@ def test_a_diverged_generator_shows_as_nan():
     quality = make_quality(edits, concepts)
     quality.update(edits * torch.nan, edits, concepts)
     values = quality.compute()
-    assert all(math.isnan(values[name]) for name in ("reconstruction", "psnr", "ssim", "fd_tiny", "kid_tiny"))
+    assert {name for name, value in values.items() if not math.isnan(value)} == {"images_per_concept"}
+    assert {"fd_tiny", "kid_tiny", "kid_tiny_low", "kid_tiny_high"} < set(values)
 
 
 def test_reset_keeps_the_reference():
@@ -131,6 +139,16 @@ def test_too_few_images_leave_the_distances_out_with_one_warning():
     quality.reset()
     quality.update(fakes[:1], edits[:1], concepts[:1])
     assert quality.compute()["images_per_concept"].item() == 0  # a second warning would be an error here
+
+
+def test_two_images_give_distances_without_an_interval():
+    fakes, edits, concepts = make_edits()
+    quality = make_quality(edits, concepts)
+    quality.update(fakes[:4], edits[:4], concepts[:4])
+    values = quality.compute()
+    assert values["images_per_concept"].item() == 2
+    assert math.isfinite(values["kid_tiny"])
+    assert not {"kid_tiny_low", "kid_tiny_high"} & set(values)
 
 
 def test_refusals(tiny_features):
@@ -192,6 +210,7 @@ def test_two_processes_give_the_values_of_one(tmp_path):
             quality = make_quality(edits, concepts)
             quality.update(fakes[share], edits[share], concepts[share])
             torch.testing.assert_close(values, quality.compute(), rtol=1e-5, atol=1e-6)
+            assert ("kid_tiny_low" in values) == (share == slice(0, 8))
 
 
 def test_reference_is_grouped_by_concept(tiny_features):

@@ -1,0 +1,313 @@
+"""E2GAN's comparisons at 64 px and width 16: equal images, equal training time, three seeds.
+
+pocketgan predict -c configs/synthesize/style_transfer.yaml --model.teacher.style null --model.size 128 \
+    --data.root PHOTOS --data.limit 200 --trainer.default_root_dir POOL
+python -m benchmarks.e2gan --pairs POOL --out FOLDER
+
+A second start goes on where the first ended.
+"""
+
+import argparse
+import json
+import random
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from benchmarks.runs import SPLIT, Run, commit, mean_and_spread, train_all
+from pocketgan.cli import main
+
+POOL = [f"style_{style:02d}" for style in range(18)]
+HELD_OUT = ["style_18", "style_19", "style_21", "style_22", "style_24"]
+TUNING = "style_25"  # held out as well; learning rates and ranks are chosen on it alone
+CONCEPTS, BASE_IMAGES, IMAGES = 6, 9600, 1600
+RELATIVE = {"down": 1, "transformer_down": 2, "transformer": 1, "transformer_up": 2, "up": 4}
+RATES = {
+    "scratch": (1e-3, 2e-3, 4e-3),
+    "full": (5e-4, 1e-3, 2e-3),
+    "lora": (1e-3, 2e-3, 4e-3, 8e-3),
+}
+COLUMNS = ("kid_lite0", "reconstruction", "ssim")
+
+
+class Benchmark:
+    """The runs by name, on one pair set, below one folder."""
+
+    def __init__(self, pairs: Path, out: Path, seeds: int, processes: int) -> None:
+        self.pairs, self.out, self.seeds, self.processes = pairs, out, range(seeds), processes
+        out.mkdir(parents=True, exist_ok=True)
+
+    def common(self, concepts: str, seed: int) -> tuple[str, ...]:
+        return (
+            f"--seed_everything={seed}",
+            f"--data.root={self.pairs}",
+            f"--data.concepts={concepts}",
+            "--data.size=64",
+            f"--data.split={SPLIT}",
+            "--trainer.precision=bf16-mixed",
+        )
+
+    def base(self, kind: str, seed: int) -> Run:
+        """A base of clustered, random or one concept."""
+        arguments = ("--trainer.callbacks=null",)
+        return Run(
+            self.out / f"base_{kind}_{seed}",
+            "configs/base_gan/small.yaml",
+            (*self.common(str(self.out / f"concepts_{kind}_{seed}.txt"), seed), *arguments),
+            (BASE_IMAGES,),
+        )
+
+    def choose(self) -> None:
+        """Name the concepts of each base, and the halves of the photos."""
+        for seed in self.seeds:
+            for kind, method, count in (
+                ("clustered", "kmeans", CONCEPTS),
+                ("random", "random", CONCEPTS),
+                ("single", "random", 1),
+            ):
+                self.select(
+                    "concepts", f"concepts_{kind}_{seed}.txt", method, count, f"--candidates=[{','.join(POOL)}]", seed
+                )
+            for kind, method in (("clustered", "kmeans"), ("random", "random")):
+                self.select("photos", f"photos_{kind}_{seed}.txt", method, 60, f"--concepts=[{TUNING}]", seed)
+
+    def select(self, what: str, name: str, method: str, count: int, among: str, seed: int) -> None:
+        if not (self.out / name).exists():
+            options = [f"--count={count}", f"--out={self.out / name}", f"--method={method}", among, "--size=64"]
+            main(["select", what, str(self.pairs), *options, f"--split={SPLIT}", f"--choice_seed={seed}"])
+
+    def scratch(self, concept: str, seed: int, rate: float, images: tuple[int, ...], name: str = "scratch") -> Run:
+        rates = (f"--model.generator_optimizer.lr={rate}", f"--model.discriminator_optimizer.lr={rate}")
+        return Run(
+            self.out / f"{name}_{concept}_{seed}",
+            "configs/base_gan/small.yaml",
+            (*self.common(f"[{concept}]", seed), *rates, "--trainer.callbacks=null"),
+            images,
+        )
+
+    def full(self, concept: str, seed: int, rate: float, images: tuple[int, ...], name: str = "full") -> Run:
+        return Run(
+            self.out / f"{name}_{concept}_{seed}",
+            "configs/full_fine_tuning/small.yaml",
+            (
+                *self.common(f"[{concept}]", seed),
+                f"--model.base={self.base('clustered', seed).folder}",
+                f"--model.generator_optimizer.lr={rate}",
+                "--trainer.callbacks=null",
+            ),
+            images,
+        )
+
+    def lora(
+        self, concept: str, seed: int, rate: float, ranks: str, name: str, *more: str,
+        base: str = "clustered", images: tuple[int, ...] = (IMAGES,),
+    ) -> Run:  # fmt: skip
+        return Run(
+            self.out / f"{name}_{concept}_{seed}",
+            "configs/lora_adaptation/small.yaml",
+            (
+                *self.common(f"[{concept}]", seed),
+                f"--model.base={self.base(base, seed).folder}",
+                f"--model.ranks={ranks}",
+                f"--model.generator_optimizer.lr={rate}",
+                "--trainer.callbacks=[AdapterWriter]",
+                *more,
+            ),
+            images,
+        )
+
+    def scaled(self, factor: int) -> str:
+        return json.dumps({part: factor * rank for part, rank in RELATIVE.items()})
+
+    def tuned(self) -> dict[str, float]:
+        """Choose each method's learning rate on the tuning concept, by L1 on its validation photos."""
+        makers: dict[str, Callable[[float], Run]] = {
+            "scratch": lambda rate: self.scratch(TUNING, 0, rate, (IMAGES,), f"tune_scratch_{rate:g}"),
+            "full": lambda rate: self.full(TUNING, 0, rate, (IMAGES,), f"tune_full_{rate:g}"),
+            "lora": lambda rate: self.lora(TUNING, 0, rate, self.scaled(2), f"tune_lora_{rate:g}"),
+        }
+        runs = {(method, rate): makers[method](rate) for method, rates in RATES.items() for rate in rates}
+        train_all(runs.values(), self.processes)
+        self.steps = {
+            method: statistics.median(runs[method, rate].result()[-1]["step_seconds"] for rate in rates)
+            for method, rates in RATES.items()
+        }
+        from benchmarks.runs import last_figures
+
+        self.tuning = {key: last_figures(run.folder, "val")["reconstruction"] for key, run in runs.items()}
+        return {method: min(rates, key=lambda rate: self.tuning[method, rate]) for method, rates in RATES.items()}
+
+    def searched(self, rate: float) -> list[Run]:
+        """One rank search for each base, on the tuning concept; its ranks serve every other concept."""
+        search = ("--trainer.callbacks=[AdapterWriter,RankSearch]",)
+        runs = [self.lora(TUNING, seed, rate, self.scaled(1), "searched", *search) for seed in self.seeds]
+        train_all(runs, self.processes)
+        return runs
+
+    def random_ranks(self, seed: int, file: Path) -> Path:
+        """Ranks dealt at random over the same layers until they hold as many parameters as the searched ones."""
+        from lightning_modules import load_run
+        from pocketgan.adapters import layer_ranks
+
+        generator = load_run(self.base("clustered", seed).folder).generator_ema
+        layers = dict(generator.named_modules())
+        searched = yaml.safe_load(file.read_text())
+        cost = {
+            name: len(layers[name].weight) + layers[name].weight[0].numel() for name in layer_ranks(generator, searched)
+        }
+        limit = {name: min(len(layers[name].weight), layers[name].weight[0].numel()) for name in cost}
+        goal = sum(cost[name] * rank for name, rank in searched.items())
+        draw, ranks = random.Random(seed), dict.fromkeys(cost, 0)
+        while sum(cost[name] * rank for name, rank in ranks.items()) < goal:
+            name = draw.choice(list(cost))
+            ranks[name] = min(ranks[name] + 1, limit[name])
+        out = self.out / f"ranks_random_{seed}.yaml"
+        out.write_text(yaml.safe_dump(ranks))
+        return out
+
+    def run(self) -> str:
+        """Train everything that is not there yet and write the page."""
+        self.choose()
+        kinds = ("clustered", "random", "single")
+        train_all([self.base(kind, seed) for seed in self.seeds for kind in kinds], self.processes)
+        rates = self.tuned()
+        print(f"learning rates {rates}, steps {self.steps}", flush=True)
+        searches = self.searched(rates["lora"])
+        # images that a method sees in the time in which LoRA sees IMAGES, in whole batches
+        equal = {m: max(round(IMAGES * self.steps["lora"] / self.steps[m] / 8) * 8, 8) for m in ("scratch", "full")}
+        third = round(IMAGES / 3 / 8) * 8
+        ascending = lambda *counts: tuple(sorted(set(counts)))  # noqa: E731
+        methods: dict[str, list[Run]] = {}
+        for seed in self.seeds:
+            ranks = searches[seed].folder / "ranks.yaml"
+            random_file = str(self.random_ranks(seed, ranks))
+            photos = {
+                kind: f"--data.training_photos={self.out}/photos_{kind}_{seed}.txt" for kind in ("clustered", "random")
+            }
+            rate = rates["lora"]
+            for concept in HELD_OUT:
+                for name, one in {
+                    "from scratch": self.scratch(
+                        concept, seed, rates["scratch"], ascending(equal["scratch"], IMAGES, 2 * IMAGES)
+                    ),
+                    "full fine-tuning": self.full(concept, seed, rates["full"], ascending(equal["full"], IMAGES)),
+                    "LoRA, searched ranks": self.lora(
+                        concept, seed, rate, str(ranks), "lora", images=ascending(third, IMAGES)
+                    ),
+                    "LoRA, random ranks of equal size": self.lora(
+                        concept, seed, rate, random_file, "lora_random_ranks"
+                    ),
+                    "LoRA, s = 1": self.lora(concept, seed, rate, self.scaled(1), "lora_s1"),
+                    "LoRA, s = 4": self.lora(concept, seed, rate, self.scaled(4), "lora_s4"),
+                    "LoRA, base of random concepts": self.lora(
+                        concept, seed, rate, str(ranks), "lora_random_base", base="random"
+                    ),
+                    "LoRA, base of a single concept": self.lora(
+                        concept, seed, rate, str(ranks), "lora_single_base", base="single"
+                    ),
+                    "LoRA, half of the photos by clustering": self.lora(
+                        concept, seed, rate, str(ranks), "lora_half_clustered", photos["clustered"]
+                    ),
+                    "LoRA, half of the photos at random": self.lora(
+                        concept, seed, rate, str(ranks), "lora_half_random", photos["random"]
+                    ),
+                }.items():
+                    methods.setdefault(name, []).append(one)
+        # by concept and seed, so that an interrupted benchmark is balanced over methods
+        train_all([run for group in zip(*methods.values(), strict=True) for run in group], self.processes)
+        return self.page(methods, searches, rates, equal)
+
+    def page(
+        self, methods: dict[str, list[Run]], searches: list[Run], rates: dict[str, float], equal: dict[str, int]
+    ) -> str:
+        """The committed Markdown."""
+
+        def rows_at(runs: list[Run], images: int) -> list[dict[str, float]]:
+            return [next(row for row in run.result() if row["images"] == images) for run in runs]
+
+        def line(name: str, runs: list[Run], images: int) -> str:
+            rows, last = rows_at(runs, images), [run.result()[-1] for run in runs]
+            figures = " | ".join(mean_and_spread([row[column] for row in rows]) for column in COLUMNS)
+            mean = lambda values: statistics.mean(values)  # noqa: E731
+            return (
+                f"| {name} | {figures} | {mean([row['parameters'] for row in last]):,.0f} | "
+                f"{mean([row['bytes'] for row in last]) / 1024:,.0f} | "
+                f"{mean([row['seconds'] for row in rows]):.0f} | {images:,} |"
+            )
+
+        head = (
+            "| method | " + " | ".join(COLUMNS) + " | trainable | KiB stored | s | images |\n|---|"
+            + "---|" * (len(COLUMNS) + 4)
+        )  # fmt: skip
+        lora = methods["LoRA, searched ranks"]
+        third = lora[0].images[0]
+        lines = [
+            f"{len(self.seeds)} seeds × {len(HELD_OUT)} held-out concepts ({', '.join(HELD_OUT)}): mean ± standard "
+            f"deviation over all {len(lora)} runs. Base: {CONCEPTS} of {len(POOL)} concepts, {BASE_IMAGES:,} images. "
+            f"N = {lora[0].result()[-1]['images_per_concept']:.0f} test photos a concept. `seconds` are those of the "
+            f"training steps, {self.processes} trainings side by side with one thread each. Commit {commit()}.",
+            "\n## Equal images",
+            head,
+            *(line(name, runs, IMAGES) for name, runs in methods.items()),
+            "\n## Fewer and more images",
+            head,
+            line("LoRA, searched ranks", lora, third),
+            line("from scratch", methods["from scratch"], IMAGES),
+            line("from scratch", methods["from scratch"], 2 * IMAGES),
+            "\n## Equal training time",
+            "Median step on the tuning concept: "
+            + ", ".join(f"{method} {1e3 * step:.0f} ms" for method, step in self.steps.items())
+            + "; images that fit into the time of LoRA's follow from it.\n",
+            head,
+            line("LoRA, searched ranks", lora, IMAGES),
+            line("from scratch", methods["from scratch"], equal["scratch"]),
+            line("full fine-tuning", methods["full fine-tuning"], equal["full"]),
+            "\n## By concept, L1 at equal images",
+            "| method | " + " | ".join(HELD_OUT) + " |\n|---|" + "---|" * len(HELD_OUT),
+        ]
+        for name, runs in methods.items():
+            by_concept = [
+                mean_and_spread([row["reconstruction"] for row in rows_at(runs[place :: len(HELD_OUT)], IMAGES)], 3)
+                for place in range(len(HELD_OUT))
+            ]
+            lines.append(f"| {name} | {' | '.join(by_concept)} |")
+        lines += [
+            "\n## Rank search on the tuning concept",
+            "| seed | s | parameters | bytes | images | L1 |\n|---|---|---|---|---|---|",
+        ]
+        for seed, search in enumerate(searches):
+            kept = yaml.safe_load((search.folder / "ranks.yaml").read_text())
+            for row in json.loads((search.folder / "rank_search.json").read_text()):
+                mark = " (kept)" if row.get("ranks") == kept else ""
+                lines.append(
+                    f"| {seed} | {row['factor'] or 'base'}{mark} | {row.get('parameters', '')} | {row.get('bytes', '')} | "
+                    f"{row['images']} | {row['figures']['val/reconstruction']:.4f} |"
+                )
+        lines += ["\n## Learning rates", f"On {TUNING}, seed 0, L1 on validation photos; the least is taken.\n"]
+        lines += [
+            f"* {method}: " + ", ".join(f"{rate:g}: {self.tuning[method, rate]:.4f}" for rate in tried)
+            + f" → {rates[method]:g}"
+            for method, tried in RATES.items()
+        ]  # fmt: skip
+        chosen = {
+            kind: (self.out / f"concepts_{kind}_0.txt").read_text().split("\n") for kind in ("clustered", "random")
+        }
+        lines += ["\n## Concepts of the bases, seed 0"]
+        lines += [
+            f"* {kind}: {', '.join(n for n in names if n and not n.startswith('#'))}" for kind, names in chosen.items()
+        ]
+        return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    page = Benchmark(options.pairs.resolve(), options.out.resolve(), options.seeds, options.processes).run()
+    (options.out / "page.md").write_text(page + "\n")
+    print(page)

@@ -1,0 +1,148 @@
+"""Runs that several benchmarks share: trained once, measured on the test photos, found again when started again."""
+
+import csv
+import json
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+SPLIT = "[0.6,0.2,0.2]"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training by the command line, tested at one or several image counts on its way.
+
+    Attributes:
+        folder: Run folder; ``result.json`` in it holds the figures once it is done.
+        config: YAML.
+        arguments: Further words of the command line.
+        images: Ascending image counts at which it is tested; the last is its budget.
+    """
+
+    folder: Path
+    config: str
+    arguments: tuple[str, ...]
+    images: tuple[int, ...] = field(default=(1600,))
+
+    def result(self) -> list[dict[str, float]]:
+        """One row of figures for each image count."""
+        rows: list[dict[str, float]] = json.loads((self.folder / "result.json").read_text())
+        return rows
+
+
+def train(run: Run) -> None:
+    """Train and test one run in this process, unless that is done."""
+    if (run.folder / "result.json").exists():
+        return
+    import torch
+
+    from lightning_modules import PairedGAN
+    from pocketgan.cli import main
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    seconds: list[float] = []
+    step = PairedGAN.training_step
+
+    def timed(self: PairedGAN, batch: dict[str, Any], batch_index: int) -> None:
+        begun = time.perf_counter()
+        step(self, batch, batch_index)
+        seconds.append(time.perf_counter() - begun)
+
+    rows = []
+    PairedGAN.training_step = timed  # type: ignore[method-assign]
+    try:
+        for images in run.images:
+            resumed = ["--ckpt_path=last"] if (run.folder / "config.yaml").exists() else []
+            batches = images // 8
+            main(
+                [
+                    "fit",
+                    f"-c={run.config}",
+                    *run.arguments,
+                    f"--budget.images={images}",
+                    f"--trainer.val_check_interval={batches}",
+                    f"--trainer.default_root_dir={run.folder}",
+                    "--trainer.enable_progress_bar=false",
+                    "--trainer.enable_model_summary=false",
+                    *resumed,
+                ]
+            )
+            main(["test", f"-c={run.folder}/config.yaml", "--trainer.enable_progress_bar=false"])
+            rows.append({**last_figures(run.folder), "images": images, "seconds": sum(seconds)})
+            rows[-1]["step_seconds"] = statistics.median(seconds)
+    finally:
+        PairedGAN.training_step = step  # type: ignore[method-assign]
+    rows[-1].update(sizes(run.folder))
+    (run.folder / "result.json").write_text(json.dumps(rows, indent=2))
+
+
+def last_figures(folder: Path, stage: str = "test") -> dict[str, float]:
+    """The last figures of a stage in metrics.csv, without the stage's name."""
+    with (folder / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get(f"{stage}/reconstruction")]
+    return {
+        name.removeprefix(f"{stage}/"): float(value)
+        for name, value in rows[-1].items()
+        if name.startswith(f"{stage}/") and value
+    }
+
+
+def sizes(folder: Path) -> dict[str, float]:
+    """Trainable parameters of the generator's side, and the bytes that a concept costs beside its base."""
+    import torch
+
+    from lightning_modules import LoRAAdaptation, load_run
+
+    model = load_run(folder)
+    tokens = [tokens for name, tokens in model.text_encoder.named_parameters() if model.concepts[0] in name]
+    if isinstance(model, LoRAAdaptation):
+        stored = sum(file.stat().st_size for file in (folder / "adapter").glob("*.safetensors"))
+        # the adapter as it is stored is trainable where the module's own generator is
+        trained = sum(
+            tensor.numel()
+            for name, tensor in model.adapter.named_parameters()
+            if "lora_" in name or "modules_to_save" in name
+        )
+        return {"parameters": trained + sum(map(torch.numel, tokens)), "bytes": stored}
+    weights = [*model.generator_ema.state_dict().values(), *tokens]
+    trained = sum(weight.numel() for weight in model.generator.parameters()) + sum(map(torch.numel, tokens))
+    return {"parameters": trained, "bytes": sum(weight.numel() * weight.element_size() for weight in weights)}
+
+
+def _worker(threads: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def call(task: tuple[Callable[[Any], None], Any]) -> None:
+    """Run one task of a pool."""
+    function, argument = task
+    function(argument)
+
+
+def train_all(runs: Iterable[Run], processes: int) -> None:
+    """Train runs side by side, each process on its share of the cores."""
+    waiting = [run for run in dict.fromkeys(runs) if not (run.folder / "result.json").exists()]
+    threads = max((os.cpu_count() or 1) // processes, 1)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # before a worker imports torch
+    with ProcessPoolExecutor(processes, get_context("spawn"), _worker, (threads,)) as pool:
+        for number, _ in enumerate(pool.map(train, waiting), start=1):
+            print(f"{time.strftime('%H:%M:%S')} {number}/{len(waiting)}", flush=True)
+
+
+def commit() -> str:
+    """This checkout's commit."""
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+    return found.stdout.strip()
+
+
+def mean_and_spread(values: list[float], digits: int = 4) -> str:
+    """``mean ± standard deviation`` of at least two values."""
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"

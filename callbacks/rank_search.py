@@ -1,0 +1,309 @@
+"""E2GAN's search for the ranks of an adapter."""
+
+import copy
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich import get_console
+
+from callbacks.image_budget import ImageBudget
+from lightning_modules import LoRAAdaptation
+from pocketgan.adapters import keep_ranks, ranks_of, resized, scaled_ranks, stored_bytes
+from pocketgan.exporters import measure_latency
+from pocketgan.files import write_whole
+
+TRACE_FILE, RANKS_FILE = "rank_search.json", "ranks.yaml"
+
+
+def best_trial(values: list[float], base: float, tolerance: float, mode: Literal["min", "max"]) -> tuple[int, bool]:
+    """Apply the stop rule to the trials so far.
+
+    A trial must improve on the best before it by more than ``tolerance`` times the base's own figure. The base's
+    figure is the yardstick because a kernel distance may pass through 0, where a share of the last value means nothing.
+
+    Args:
+        values: Figures of the trials, smallest factor first.
+        base: The same figure before any adaptation.
+        tolerance: Share of the base's figure.
+        mode: Whether a small or a large figure is good.
+
+    Returns:
+        Place of the best trial, and whether the last trial failed to improve, which ends the search.
+    """
+    best = 0
+    for place, value in enumerate(values[1:], start=1):
+        gain = values[best] - value if mode == "min" else value - values[best]
+        # not "gain <= …": a NaN is no improvement either
+        if not gain > tolerance * abs(base) and not math.isnan(values[best]):
+            return best, True
+        best = place
+    return best, False
+
+
+class RankSearch(Callback):
+    """Finds an adapter's ranks before it is trained, as E2GAN does (arXiv 2401.06127, ablation of LoRA ranks).
+
+    The module's ``ranks`` are relative. They are multiplied by an upscale factor s, one after the other; each s gets a
+    short fine-tune from the same base weights on the same images, then a validation. The search ends when the next s no
+    longer improves the metric by more than the tolerance. Training then starts from the base with the best ranks, and
+    ``RUN/ranks.yaml`` keeps them for further concepts: ``--model.ranks RUN/ranks.yaml`` (without this callback).
+
+    What the paper leaves open is our choice: tolerance, length of a trial, the yardstick of the tolerance. In a trial
+    the moving average's half-life is at most an eighth of its images, or the average would still show the base.
+
+    No parameter is made or removed while ranks of a distributed run work together: the largest ranks are allocated
+    before, a smaller s holds the rest at zero (``pocketgan.adapters.keep_ranks``), and what is stored is cut to size.
+    A checkpoint after each trial lets a killed search go on with the next one.
+
+    ``RUN/rank_search.json`` has a row for each trial: factor, ranks, trainable parameters, bytes stored, images,
+    seconds, every validation figure; factor 0 is the base as it is. Loggers get the same under ``rank_search/``.
+
+    Args:
+        factors: Upscale factors s, ascending.
+        metric: A logged validation figure, for example ``val/reconstruction``, ``val/kid_lite0`` or ``val/fid``.
+        mode: Whether a small or a large figure is good.
+        tolerance: See ``best_trial``.
+        images_share: Images of all trials together as a share of the run's budget; at most a quarter.
+        byte_budget: Largest ``adapter_model.safetensors`` in bytes; larger factors are left out.
+        latency_budget_ms: Largest median latency of the unmerged generator, one photo of the training size on the CPU;
+            larger factors are left out. Merged, an adapter costs no time.
+        latency_threads: Threads for that measurement.
+
+    Raises:
+        ValueError: An argument makes no sense, the run's budget is too small for the trials, or no factor fits a budget.
+    """
+
+    def __init__(
+        self,
+        factors: tuple[int, ...] = (1, 2, 4),
+        metric: str = "val/reconstruction",
+        mode: Literal["min", "max"] = "min",
+        tolerance: float = 0.01,
+        images_share: float = 0.25,
+        byte_budget: int | None = None,
+        latency_budget_ms: float | None = None,
+        latency_threads: int = 2,
+    ) -> None:
+        if not factors or min(factors) < 1 or list(factors) != sorted(set(factors)):
+            raise ValueError(f"factors {list(factors)} must be ascending whole numbers from 1, such as [1, 2, 4]")
+        if not 0 < images_share <= 0.25:
+            raise ValueError(f"images_share is {images_share}; a search may take up to 0.25 of an adaptation's images")
+        if tolerance < 0:
+            raise ValueError(f"tolerance is {tolerance}; give 0 or more")
+        self.factors = factors
+        self.metric, self.mode, self.tolerance = metric, mode, tolerance
+        self.images_share = images_share
+        self.byte_budget, self.latency_budget_ms, self.latency_threads = byte_budget, latency_budget_ms, latency_threads
+        self.trace: list[dict[str, Any]] = []
+        self.ranks: dict[str, int] | None = None
+        self._candidates: dict[int, dict[str, int]] = {}
+        self._left_out: list[str] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The trials so far and, after the search, the ranks."""
+        return {"trace": self.trace, "ranks": self.ranks, "candidates": self._candidates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the last trial; measured latencies are not measured again."""
+        self.trace, self.ranks = state_dict["trace"], state_dict["ranks"]
+        self._candidates = state_dict["candidates"]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Decide which factors fit the budgets and allocate the largest ranks."""
+        if stage != "fit":
+            return
+        if not isinstance(pl_module, LoRAAdaptation):
+            raise TypeError(f"RankSearch serves LoRAAdaptation, this run trains a {type(pl_module).__name__}")
+        self.trial_images = self._trial_images(trainer)
+        self._candidates = self._affordable(trainer, pl_module)
+        largest = self._candidates[max(self._candidates)]
+        if largest != ranks_of(pl_module.generator):  # type: ignore[arg-type]
+            pl_module.allocate(largest)
+
+    def _trial_images(self, trainer: Trainer) -> int:
+        budget = next((callback.images for callback in trainer.callbacks if isinstance(callback, ImageBudget)), None)  # type: ignore[attr-defined]
+        if budget is None:
+            raise ValueError("RankSearch takes a share of the run's budget in images; add the callback ImageBudget")
+        batch_size: int = trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        batches = int(self.images_share * budget / len(self.factors) / batch_size)
+        if not batches:
+            raise ValueError(
+                f"{self.images_share:g} of {budget} images is less than a batch of {batch_size} for each of "
+                f"{len(self.factors)} factors; raise budget.images, or give fewer factors"
+            )
+        return batches * batch_size
+
+    def _affordable(self, trainer: Trainer, module: LoRAAdaptation) -> dict[int, dict[str, int]]:
+        candidates: dict[int, dict[str, int]] = {}
+        self._left_out = []
+        for factor in self.factors:
+            ranks = scaled_ranks(module.adapter, factor)
+            if ranks in candidates.values():
+                self._left_out.append(f"factor {factor} gives no larger ranks: every layer is at its full rank")
+                break
+            adapter = resized(module.adapter, ranks)
+            size = stored_bytes(adapter)
+            if self.byte_budget is not None and size > self.byte_budget:
+                self._left_out.append(f"factor {factor} takes {size} bytes, above the budget of {self.byte_budget}")
+                break
+            if self.latency_budget_ms is not None:
+                latency_ms = trainer.strategy.broadcast(self._latency_ms(trainer, module, adapter))
+                if latency_ms > self.latency_budget_ms:
+                    self._left_out.append(
+                        f"factor {factor} takes {latency_ms:.1f} ms, above the budget of {self.latency_budget_ms:g} ms"
+                    )
+                    break
+            candidates[factor] = ranks
+        if not candidates:
+            raise ValueError(f"{self._left_out[0]}; raise the budget or give smaller relative ranks in model.ranks")
+        return candidates
+
+    def _latency_ms(self, trainer: Trainer, module: LoRAAdaptation, adapter: Any) -> float:
+        if not trainer.is_global_zero:
+            return 0.0
+        tokens = module.text_encoder_ema([module.base_concepts[0]], [""]).detach()
+        size: int = trainer.datamodule.size  # type: ignore[attr-defined]
+        return measure_latency(lambda photo: adapter(photo, tokens), size, self.latency_threads).median_ms
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Search, once; the run's config and a resumed state are in place by now."""
+        assert isinstance(pl_module, LoRAAdaptation)
+        if self.ranks is not None:
+            return
+        if pl_module.images_seen:
+            raise ValueError(
+                f"this run has seen {pl_module.images_seen} images without a rank search; start a new run, or resume "
+                "it without RankSearch"
+            )
+        start = copy.deepcopy((pl_module.state_dict(), [optimizer.state_dict() for optimizer in trainer.optimizers]))
+        if not self.trace:
+            figures = self._validate(trainer, pl_module)
+            if self.metric not in figures:
+                raise ValueError(
+                    f"RankSearch's metric {self.metric} is not logged; this run logs {', '.join(sorted(figures))}"
+                )
+            self._record(trainer, {"factor": 0, "images": 0, "seconds": 0.0, "figures": figures})
+        for factor, ranks in self._candidates.items():
+            if any(row["factor"] == factor for row in self.trace):
+                continue
+            if self._best()[1]:
+                break
+            self._record(trainer, self._trial(trainer, pl_module, factor, ranks))
+            self._restore(trainer, pl_module, start)
+            if trainer.checkpoint_callback is not None:
+                folder = trainer.checkpoint_callback.dirpath  # type: ignore[attr-defined]
+                trainer.save_checkpoint(Path(folder) / "last.ckpt")
+        self._finish(trainer, pl_module)
+
+    def _best(self) -> tuple[int, bool]:
+        values = [row["figures"][self.metric] for row in self.trace]
+        return best_trial(values[1:], values[0], self.tolerance, self.mode)
+
+    def _trial(self, trainer: Trainer, module: LoRAAdaptation, factor: int, ranks: dict[str, int]) -> dict[str, Any]:
+        begun = time.perf_counter()
+        for generator in (module.generator, module.generator_ema):
+            keep_ranks(generator, ranks)  # type: ignore[arg-type]
+        halflife_images = module.ema_halflife_images
+        module.ema_halflife_images = min(halflife_images, self.trial_images / 8)
+        devices = [trainer.strategy.root_device] if trainer.strategy.root_device.type == "cuda" else []
+        with torch.random.fork_rng(devices), _unlogged(module):
+            while module.images_seen < self.trial_images:
+                for index, batch in enumerate(trainer.datamodule.train_dataloader()):  # type: ignore[attr-defined]
+                    trainer.strategy.training_step(trainer.strategy.batch_to_device(batch), index)
+                    if module.images_seen >= self.trial_images:
+                        break
+        module.ema_halflife_images = halflife_images
+        adapter = resized(module.generator, ranks)  # type: ignore[arg-type]
+        return {
+            "factor": factor,
+            "ranks": ranks,
+            "parameters": sum(weight.numel() for weight in adapter.parameters() if weight.requires_grad),
+            "bytes": stored_bytes(adapter),
+            "images": module.images_seen,
+            "figures": self._validate(trainer, module),
+            "seconds": time.perf_counter() - begun,
+        }
+
+    def _validate(self, trainer: Trainer, module: LoRAAdaptation) -> dict[str, float]:
+        trainer.validating = True  # no augmentation
+        try:
+            module.on_validation_start()
+            with torch.no_grad():
+                for index, batch in enumerate(trainer.datamodule.val_dataloader()):  # type: ignore[attr-defined]
+                    trainer.strategy.validation_step(trainer.strategy.batch_to_device(batch), index)
+            figures = {f"val/{name}": value.item() for name, value in module.quality.compute().items()}
+            module.quality.reset()
+        finally:
+            trainer.training = True
+        # every rank decides on the same numbers, to the last bit
+        return trainer.strategy.broadcast(figures)
+
+    @staticmethod
+    def _restore(trainer: Trainer, module: LoRAAdaptation, start: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
+        weights, optimizer_states = copy.deepcopy(start)
+        module.load_state_dict(weights)
+        for optimizer, state in zip(trainer.optimizers, optimizer_states, strict=True):
+            optimizer.load_state_dict(state)
+        module.images_seen = 0
+
+    def _record(self, trainer: Trainer, row: dict[str, Any]) -> None:
+        self.trace.append(row)
+        figures = {name: value for name, value in row.items() if isinstance(value, int | float)}
+        for logger in trainer.loggers:
+            named = {**figures, **row["figures"]}
+            logger.log_metrics({f"rank_search/{name}": float(value) for name, value in named.items()}, len(self.trace))
+        if trainer.is_global_zero:
+            self._write(trainer, TRACE_FILE, json.dumps(self.trace, indent=2))
+            if row["factor"]:
+                self._say(
+                    f"rank search: factor {row['factor']}, {row['parameters']:,} parameters, {row['bytes']:,} bytes, "
+                    f"{row['images']} images: {self.metric} {row['figures'][self.metric]:.4g}"
+                )
+
+    def _finish(self, trainer: Trainer, module: LoRAAdaptation) -> None:
+        best, _ = self._best()
+        row = self.trace[1 + best]
+        self.ranks = module.ranks = row["ranks"]
+        for generator in (module.generator, module.generator_ema):
+            keep_ranks(generator, self.ranks)  # type: ignore[arg-type]
+        if trainer.is_global_zero:
+            self._write(trainer, RANKS_FILE, yaml.safe_dump(self.ranks, sort_keys=False))
+            for reason in self._left_out:
+                self._say(f"rank search: {reason}; left out")
+            if best == 0 and len(self.trace) > 2:
+                self._say(
+                    f"rank search: no factor above {row['factor']} improves {self.metric} by more than "
+                    f"{self.tolerance:g} of the base's figure"
+                )
+            self._say(
+                f"rank search: keeps factor {row['factor']} after {sum(trial['images'] for trial in self.trace)} images;"
+                f" use its ranks again with --model.ranks {Path(trainer.default_root_dir) / RANKS_FILE}"
+            )
+
+    @staticmethod
+    def _write(trainer: Trainer, name: str, text: str) -> None:
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / name, text.encode())
+
+    @staticmethod
+    def _say(line: str) -> None:
+        get_console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _unlogged(module: LightningModule) -> Iterator[None]:
+    """Keep a trial's losses out of the run's own curves."""
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del module.log
