@@ -15,7 +15,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -34,64 +34,58 @@ from torchvision.datasets import ImageFolder
 from datamodules import PairedImages
 from pocketgan.pair_set import Pair, read_pairs
 
-# a pass: batches of photos and edits (B, 3, H, W) in [-1, 1]
-Pass = Callable[[], Iterator[tuple[Tensor, Tensor]]]
+# gives batches of photos and edits, (B, H, W, 3) bytes, as often as it is iterated over
+Loader = Iterable[dict[str, Any]]
 OURS = "PairedImages"
 
 
-def picture(file: Any) -> np.ndarray:
-    return np.array(Image.open(file).convert("RGB"))
-
-
-def augmented_floats(photo: Tensor, edit: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, H, W, 3) bytes to floats, half of the pairs mirrored: what the other loaders' batches need in training."""
-    mirrored = torch.rand(len(photo)) < 0.5
-    for pictures in (photo, edit):
-        pictures[mirrored] = pictures[mirrored].flip(2)
-    return photo.permute(0, 3, 1, 2).float() / 127.5 - 1, edit.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def paired_images(root: Path, folder: Path, size: int, batch_size: int) -> Pass:
-    data = PairedImages(root, size=size, batch_size=batch_size, split=(1.0, 0.0, 0.0), cache=folder)
-    data.setup("fit")
+def in_training(data: PairedImages) -> SimpleNamespace:
+    """Give the datamodule all that it asks of a trainer; the module that is trained is returned."""
     module = SimpleNamespace(images_seen=0)
-    # all that the datamodule asks of a trainer
     trainer: Any = SimpleNamespace(training=True, global_rank=0, world_size=1, lightning_module=module)
     data.trainer = trainer
-    loader = data.train_dataloader()
-
-    def one_pass() -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in loader:
-            floats = data.on_after_batch_transfer(batch, 0)
-            yield floats["photo"], floats["edit"]
-            module.images_seen += batch_size
-
-    return one_pass
+    return module
 
 
-class ImageFolderPairs(Dataset[tuple[Tensor, Tensor]]):
+def floats_of(loader: Loader, data: PairedImages, module: SimpleNamespace) -> Iterator[tuple[Tensor, Tensor]]:
+    """A pass of photos and edits, (B, 3, H, W) in [-1, 1], mirrored at random; the same code for every loader."""
+    for batch in loader:
+        floats = data.on_after_batch_transfer(batch, 0)
+        yield floats["photo"], floats["edit"]
+        module.images_seen += data.batch_size
+
+
+def paired_images(data: PairedImages, folder: Path) -> Loader:  # noqa: ARG001
+    data.setup("fit")
+    return data.train_dataloader()
+
+
+class ImageFolderPairs(Dataset[dict[str, Tensor]]):
     """Two ImageFolders side by side, the concepts being the classes; the photos are links, one for each edit."""
 
     def __init__(self, root: Path, folder: Path) -> None:
         for pair in read_pairs(root):
-            for side, file_name in (("photos", pair.photo_file_name), ("edits", pair.edit_file_name)):
+            for side, file_name in (("photo", pair.photo_file_name), ("edit", pair.edit_file_name)):
                 link = folder / side / pair.concept / Path(pair.edit_file_name).name
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to((root / file_name).resolve())
-        self.photos, self.edits = (ImageFolder(str(folder / side), transform=np.array) for side in ("photos", "edits"))
+        self.sides = {side: ImageFolder(str(folder / side), transform=np.array) for side in ("photo", "edit")}
 
     def __len__(self) -> int:
         """Number of pairs."""
-        return len(self.edits)
+        return len(self.sides["edit"])
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Photo and edit, (H, W, 3) bytes."""
-        return torch.from_numpy(self.photos[index][0]), torch.from_numpy(self.edits[index][0])
+        return {side: torch.from_numpy(pictures[index][0]) for side, pictures in self.sides.items()}
 
 
-def image_folder(root: Path, folder: Path, size: int, batch_size: int) -> Pass:  # noqa: ARG001
-    loader = DataLoader(ImageFolderPairs(root, folder), batch_size, shuffle=True, drop_last=True)
-    return lambda: (augmented_floats(photo, edit) for photo, edit in loader)
+def image_folder(data: PairedImages, folder: Path) -> Loader:
+    return DataLoader(ImageFolderPairs(data.root, folder), data.batch_size, shuffle=True, drop_last=True)
+
+
+def decoded(file: Any) -> Tensor:
+    return torch.from_numpy(np.array(Image.open(file).convert("RGB")))
 
 
 def file_contents(root: Path, pair: Pair) -> dict[str, bytes]:
@@ -102,10 +96,7 @@ def file_contents(root: Path, pair: Pair) -> dict[str, bytes]:
 
 
 def decoded_pair(root: Path, pair: Pair) -> dict[str, Tensor]:
-    return {
-        "photo": torch.from_numpy(picture(root / pair.photo_file_name)),
-        "edit": torch.from_numpy(picture(root / pair.edit_file_name)),
-    }
+    return {side: decoded(io.BytesIO(content)) for side, content in file_contents(root, pair).items()}
 
 
 class LitdataFiles(litdata.StreamingDataset):
@@ -113,49 +104,45 @@ class LitdataFiles(litdata.StreamingDataset):
 
     def __getitem__(self, index: Any) -> dict[str, Tensor]:
         """Photo and edit, (H, W, 3) bytes."""
-        item = super().__getitem__(index)
-        return {side: torch.from_numpy(picture(io.BytesIO(content))) for side, content in item.items()}
+        return {side: decoded(io.BytesIO(content)) for side, content in super().__getitem__(index).items()}
 
 
-def litdata_chunks(root: Path, folder: Path, size: int, batch_size: int, decoded: bool) -> Pass:  # noqa: ARG001
-    # litdata starts a process of its own for this, to which lambdas cannot be sent
-    function = partial(decoded_pair if decoded else file_contents, root)
-    litdata.optimize(
-        function, read_pairs(root), str(folder / "chunks"), chunk_bytes="64MB", num_workers=1, verbose=False
-    )
-    dataset = (litdata.StreamingDataset if decoded else LitdataFiles)(str(folder / "chunks"), shuffle=True)
-    loader = litdata.StreamingDataLoader(dataset, batch_size=batch_size, drop_last=True)
-    return lambda: (augmented_floats(batch["photo"], batch["edit"]) for batch in loader)
+def litdata_chunks(data: PairedImages, folder: Path, decode_once: bool) -> Loader:
+    # litdata starts a process of its own for this, to which a lambda cannot be sent
+    function = partial(decoded_pair if decode_once else file_contents, data.root)
+    chunks = str(folder / "chunks")
+    litdata.optimize(function, read_pairs(data.root), chunks, chunk_bytes="64MB", num_workers=1, verbose=False)
+    dataset = (litdata.StreamingDataset if decode_once else LitdataFiles)(chunks, shuffle=True)
+    return litdata.StreamingDataLoader(dataset, batch_size=data.batch_size, drop_last=True)
 
 
-def webdataset_shards(root: Path, folder: Path, size: int, batch_size: int, decoded: bool) -> Pass:  # noqa: ARG001
-    suffix = "npy" if decoded else "png"
+def webdataset_shards(data: PairedImages, folder: Path, decode_once: bool) -> Loader:
+    suffix = "npy" if decode_once else "png"
     with webdataset.ShardWriter(str(folder / "%06d.tar"), maxcount=1000, verbose=0) as writer:
-        for number, pair in enumerate(read_pairs(root)):
-            sides = {
-                f"{side}.{suffix}": value.numpy() if isinstance(value, Tensor) else value
-                for side, value in (decoded_pair if decoded else file_contents)(root, pair).items()
-            }
-            writer.write({"__key__": f"{number:06d}", **sides})
+        for number, pair in enumerate(read_pairs(data.root)):
+            sides: dict[str, Any] = (
+                {side: pixels.numpy() for side, pixels in decoded_pair(data.root, pair).items()}
+                if decode_once
+                else dict(file_contents(data.root, pair))
+            )
+            writer.write({"__key__": f"{number:06d}", **{f"{side}.{suffix}": sides[side] for side in sides}})
     shards = sorted(str(file) for file in folder.glob("*.tar"))
     dataset = (
         webdataset.WebDataset(shards, shardshuffle=len(shards))
         .shuffle(1000)
         .decode("rgb8")
-        .to_tuple(f"photo.{suffix}", f"edit.{suffix}")
-        .batched(batch_size, partial=False)
+        .rename(photo=f"photo.{suffix}", edit=f"edit.{suffix}")
     )
-    loader = DataLoader(dataset, batch_size=None)
-    return lambda: (augmented_floats(photo, edit) for photo, edit in loader)
+    return DataLoader(dataset, data.batch_size, drop_last=True)
 
 
-LOADERS: dict[str, Callable[[Path, Path, int, int], Pass]] = {
+LOADERS: dict[str, Callable[[PairedImages, Path], Loader]] = {
     OURS: paired_images,
     "ImageFolder": image_folder,
-    "litdata": partial(litdata_chunks, decoded=False),
-    "webdataset": partial(webdataset_shards, decoded=False),
-    "litdata, decoded": partial(litdata_chunks, decoded=True),
-    "webdataset, decoded": partial(webdataset_shards, decoded=True),
+    "litdata": partial(litdata_chunks, decode_once=False),
+    "webdataset": partial(webdataset_shards, decode_once=False),
+    "litdata (decoded)": partial(litdata_chunks, decode_once=True),
+    "webdataset (decoded)": partial(webdataset_shards, decode_once=True),
 }
 
 
@@ -181,10 +168,12 @@ def expected_digests(root: Path, size: int) -> dict[bytes, tuple[str, bool]]:
     return expected
 
 
-def check(name: str, one_pass: Pass, expected: dict[bytes, tuple[str, bool]], pairs: int) -> None:
+def check(
+    name: str, one_pass: Iterator[tuple[Tensor, Tensor]], expected: dict[bytes, tuple[str, bool]], pairs: int
+) -> None:
     """See that a pass gives each pair at most once, to the last bit, and mirrors some of them."""
     seen: list[tuple[str, bool]] = []
-    for photo, edit in one_pass():
+    for photo, edit in one_pass:
         for digest_ in map(digest, photo, edit):
             if digest_ not in expected:
                 raise RuntimeError(f"{name} gives a pair that differs from every pair of the set")
@@ -204,26 +193,30 @@ def megabytes(files: Iterator[Path]) -> float:
 
 def page(options: argparse.Namespace, work: Path) -> str:
     """Prepare, check and time all loaders, and describe the result."""
-    passes: dict[str, Pass] = {}
+    data = PairedImages(
+        options.pairs, size=options.size, batch_size=options.batch_size, split=(1.0, 0.0, 0.0), cache=work / OURS
+    )
+    module = in_training(data)
+    loaders: dict[str, Loader] = {}
     prepared: dict[str, tuple[float, float]] = {}
     listed = read_pairs(options.pairs)
     pairs = len(listed) // options.batch_size * options.batch_size
     expected = expected_digests(options.pairs, options.size)
     for name, prepare in LOADERS.items():
-        folder = work / name.replace(", ", "-")
+        folder = work / name
         folder.mkdir()
         print(f"preparing {name}", file=sys.stderr)
         start = time.perf_counter()
-        passes[name] = prepare(options.pairs, folder, options.size, options.batch_size)
+        loaders[name] = prepare(data, folder)
         prepared[name] = (time.perf_counter() - start, megabytes(folder.rglob("*")))
-        check(name, passes[name], expected, pairs)
+        check(name, floats_of(loaders[name], data, module), expected, pairs)
     cpu: dict[str, list[float]] = {name: [] for name in LOADERS}
     wall: dict[str, list[float]] = {name: [] for name in LOADERS}
     for repetition in range(options.repetitions):
         print(f"repetition {repetition}", file=sys.stderr)
-        for name, one_pass in passes.items():
+        for name, loader in loaders.items():
             cpu_start, wall_start = time.process_time(), time.perf_counter()
-            for _ in one_pass():
+            for _ in floats_of(loader, data, module):
                 pass
             cpu[name].append(pairs / (time.process_time() - cpu_start))
             wall[name].append(pairs / (time.perf_counter() - wall_start))
@@ -243,27 +236,29 @@ def page(options: argparse.Namespace, work: Path) -> str:
 
     files = {options.pairs / name for pair in listed for name in (pair.photo_file_name, pair.edit_file_name)}
     compared = ", ".join(f"{ratio:.2g} times {name}'s" for name, ratio in ratios.items() if name != OURS)
-    answer = textwrap.fill(
-        f"PairedImages loads {statistics.median(cpu[OURS]):.0f} pairs in a CPU second. That is {compared}.", 118
-    )
     versions = ", ".join(
         f"{name} {version(name)}" for name in ("torch", "torchvision", "pillow", "litdata", "webdataset")
     )
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+    answer = f"PairedImages loads {statistics.median(cpu[OURS]):.0f} pairs in a CPU second. That is {compared}."
+    reason = (
+        "The gain over the first three is that of decoding once: PairedImages keeps the decoded bytes in a memory map, "
+        f"here {prepared[OURS][1]:.1f} MB for {megabytes(iter(files)):.1f} MB of files. litdata and webdataset can "
+        "store decoded pictures too; the last two rows measure that."
+    )
+    setting = (
+        f"{len(listed)} pairs of {options.size} px, all files in the page cache. Every loader gives the same pairs, "
+        f"shuffled, as two float batches of ({options.batch_size}, 3, {options.size}, {options.size}) in [-1, 1], half "
+        "of the pairs mirrored; a first pass checks every pair bit by bit. The loaders take turns; "
+        f"{options.repetitions} passes each. No loader processes. {os.cpu_count()} CPU cores, "
+        f"threads: {options.threads}, {versions}, commit {commit.stdout.strip()}"
+    )
     return f"""# How many pairs does a CPU second load?
-{answer}
+{textwrap.fill(answer, 118)}
 
-The gain over the first three is that of decoding once: PairedImages keeps the decoded bytes in a memory map. litdata
-and webdataset can store decoded pictures too; the last two rows measure that.
+{textwrap.fill(reason, 118)}
 
-{len(listed)} pairs of {options.size} px ({megabytes(iter(files)):.1f} MB of files), batches of {options.batch_size}, \
-all files in the page cache.
-Every loader gives the same shuffled float batches, two of ({options.batch_size}, 3, {options.size}, {options.size}) \
-in [-1, 1], half of the pairs mirrored; a first
-pass checks every pair bit by bit. The loaders take turns; {options.repetitions} passes each. No loader processes. \
-{os.cpu_count()} CPU cores,
-threads: {options.threads}, {versions},
-commit {commit.stdout.strip()}
+{textwrap.fill(setting, 118)}
 
 {chr(10).join(lines)}
 
@@ -273,7 +268,7 @@ commit {commit.stdout.strip()}
 * litdata: `optimize` with one process, whose start is in the preparation; chunks of 64 MB, `StreamingDataLoader`,
   files or tensors.
 * webdataset: tar shards of 1,000 pairs, a shuffle buffer of 1,000, files or `.npy`.
-* The last four share one function for mirroring and floats, on whole batches; so does ImageFolder.
+* The others' bytes go through PairedImages' `on_after_batch_transfer` too.
 
 ```bash
 python benchmarks/data_loading.py --pairs PAIR_SET --size {options.size} --batch-size {options.batch_size} \

@@ -73,12 +73,12 @@ class RankSearch(Callback):
         tolerance: See ``best_trial``.
         images_share: Images of all trials together as a share of the run's budget; at most a quarter.
         byte_budget: Largest ``adapter_model.safetensors`` in bytes; larger factors are left out.
-        latency_budget_ms: Largest median latency of the unmerged generator, one photo of the training size on the CPU;
-            larger factors are left out. Merged, an adapter costs no time.
+        latency_budget_ms: Largest median latency of the unmerged generator on one photo of the training size on the
+            CPU; larger factors are left out. Merged, an adapter costs no time.
         latency_threads: Threads for that measurement.
 
     Raises:
-        ValueError: An argument makes no sense, the run's budget is too small for the trials, or no factor fits a budget.
+        ValueError: An argument makes no sense, the run's budget is too small for the trials, or no factor fits.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class RankSearch(Callback):
         self.trial_images = self._trial_images(trainer)
         self._candidates = self._affordable(trainer, pl_module)
         largest = self._candidates[max(self._candidates)]
-        if largest != ranks_of(pl_module.generator):  # type: ignore[arg-type]
+        if largest != ranks_of(pl_module.generator):
             pl_module.allocate(largest)
 
     def _trial_images(self, trainer: Trainer) -> int:
@@ -210,7 +210,7 @@ class RankSearch(Callback):
     def _trial(self, trainer: Trainer, module: LoRAAdaptation, factor: int, ranks: dict[str, int]) -> dict[str, Any]:
         begun = time.perf_counter()
         for generator in (module.generator, module.generator_ema):
-            keep_ranks(generator, ranks)  # type: ignore[arg-type]
+            keep_ranks(generator, ranks)
         halflife_images = module.ema_halflife_images
         module.ema_halflife_images = min(halflife_images, self.trial_images / 8)
         devices = [trainer.strategy.root_device] if trainer.strategy.root_device.type == "cuda" else []
@@ -221,7 +221,7 @@ class RankSearch(Callback):
                     if module.images_seen >= self.trial_images:
                         break
         module.ema_halflife_images = halflife_images
-        adapter = resized(module.generator, ranks)  # type: ignore[arg-type]
+        adapter = resized(module.generator, ranks)
         return {
             "factor": factor,
             "ranks": ranks,
@@ -273,7 +273,7 @@ class RankSearch(Callback):
         row = self.trace[1 + best]
         self.ranks = module.ranks = row["ranks"]
         for generator in (module.generator, module.generator_ema):
-            keep_ranks(generator, self.ranks)  # type: ignore[arg-type]
+            keep_ranks(generator, self.ranks)
         if trainer.is_global_zero:
             self._write(trainer, RANKS_FILE, yaml.safe_dump(self.ranks, sort_keys=False))
             for reason in self._left_out:
@@ -284,8 +284,8 @@ class RankSearch(Callback):
                     f"{self.tolerance:g} of the base's figure"
                 )
             self._say(
-                f"rank search: keeps factor {row['factor']} after {sum(trial['images'] for trial in self.trace)} images;"
-                f" use its ranks again with --model.ranks {Path(trainer.default_root_dir) / RANKS_FILE}"
+                f"rank search: keeps factor {row['factor']} after {sum(trial['images'] for trial in self.trace)} "
+                f"images; use its ranks again with --model.ranks {Path(trainer.default_root_dir) / RANKS_FILE}"
             )
 
     @staticmethod

@@ -126,27 +126,39 @@ def split_of_groups(groups: set[str], fractions: tuple[float, float, float], see
 class PairDataset(Dataset[dict[str, Any]]):
     """Pairs of one split as uint8 arrays from memory-mapped files.
 
-    Items: ``photo`` and ``edit`` (S, S, 3) uint8, ``concept``, ``prompt``.
+    Whole batches are fetched at once (``__getitems__``, which DataLoader and Subset look for): ``photo`` and ``edit``
+    (B, S, S, 3) uint8, ``concept`` and ``prompt`` (lists of B). A loader over it needs ``collate_fn=as_it_is``.
     """
 
     def __init__(self, cache: Path, pairs: list[PairFile], rows: list[tuple[int, int]]) -> None:
-        self.photos = np.load(cache / "photos.npy", mmap_mode="r")
-        self.edits = np.load(cache / "edits.npy", mmap_mode="r")
-        self.pairs, self.rows = pairs, rows
+        # mode "c" can be written to in memory, never on disk; torch warns of arrays that cannot be written to
+        self.photos = torch.from_numpy(np.load(cache / "photos.npy", mmap_mode="c"))
+        self.edits = torch.from_numpy(np.load(cache / "edits.npy", mmap_mode="c"))
+        self.pairs = pairs
+        self.rows = torch.tensor(rows).reshape(-1, 2)
 
     def __len__(self) -> int:
         """Number of pairs."""
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """One pair."""
-        pair, (photo_row, edit_row) = self.pairs[index], self.rows[index]
+    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
+        """One batch."""
+        rows, pairs = self.rows[indices], [self.pairs[index] for index in indices]
         return {
-            "photo": torch.from_numpy(self.photos[photo_row].copy()),
-            "edit": torch.from_numpy(self.edits[edit_row].copy()),
-            "concept": pair.concept,
-            "prompt": pair.prompt,
+            "photo": self.photos.index_select(0, rows[:, 0]),
+            "edit": self.edits.index_select(0, rows[:, 1]),
+            "concept": [pair.concept for pair in pairs],
+            "prompt": [pair.prompt for pair in pairs],
         }
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One pair: ``photo`` and ``edit`` (S, S, 3) uint8, ``concept``, ``prompt``."""
+        return {name: values[0] for name, values in self.__getitems__([index]).items()}
+
+
+def as_it_is(batch: Any) -> Any:
+    """Take a batch that is one already."""
+    return batch
 
 
 class PairedImages(LightningDataModule):
@@ -389,6 +401,7 @@ class PairedImages(LightningDataModule):
             batch_size=self.batch_size // ranks,
             sampler=sampler,
             drop_last=True,
+            collate_fn=as_it_is,
             generator=torch.Generator(),  # a loader's own draw must not move the training's random numbers
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -405,7 +418,11 @@ class PairedImages(LightningDataModule):
         # the sampler is there so that Lightning does not divide the share once more and repeat pairs to fill it
         sampler: DistributedSampler[dict[str, Any]] = DistributedSampler(share, 1, 0, shuffle=False)
         return DataLoader(
-            share, batch_size=max(self.batch_size // ranks, 1), sampler=sampler, generator=torch.Generator()
+            share,
+            batch_size=max(self.batch_size // ranks, 1),
+            sampler=sampler,
+            collate_fn=as_it_is,
+            generator=torch.Generator(),
         )
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
@@ -418,38 +435,43 @@ class PairedImages(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:  # noqa: ARG002
         """Turn bytes into floats on the device and, in training, crop and flip photo and edit alike."""
-        photo, edit = batch["photo"], batch["edit"]
         if self.trainer and self.trainer.training:
-            photo, edit = self._augmented(photo, edit)
-        batch["photo"], batch["edit"] = self._to_float(photo), self._to_float(edit)
+            batch["photo"], batch["edit"] = self._augmented(batch["photo"], batch["edit"])
+        else:
+            batch["photo"], batch["edit"] = self._to_float(batch["photo"]), self._to_float(batch["edit"])
         return batch
 
     def _to_float(self, pictures: Tensor) -> Tensor:
         """(B, S, S, 3) bytes to the centre (B, 3, size, size) in [-1, 1]."""
-        return center_crop(pictures.permute(0, 3, 1, 2), [self.size, self.size]).float() / 127.5 - 1
+        # in place: a further array of this size would be new memory from the system each time
+        return center_crop(pictures.permute(0, 3, 1, 2), [self.size, self.size]).float().div_(127.5).sub_(1)
 
-    def _augmented(self, photo: Tensor, edit: Tensor) -> tuple[Tensor, Tensor]:
-        """Crop and flip (B, S, S, 3) by draws that depend on seed and images seen alone, for the whole global batch.
+    def _augmented(self, *sides: Tensor) -> tuple[Tensor, ...]:
+        """Crop and flip photos and edits (B, S, S, 3) alike and make floats of them, as ``_to_float`` does.
 
-        So a resumed run, and a run on another number of ranks, see the same pictures.
+        The draws depend on seed and images seen alone, for the whole global batch, so that a resumed run, and a run on
+        another number of ranks, see the same pictures.
         """
         rank, ranks = self._rank()
         generator = torch.Generator().manual_seed(hash((self.seed, self._images_seen())))
-        draws = torch.rand(len(photo) * ranks, 3, generator=generator)[rank::ranks]
-        both = torch.stack((photo, edit), dim=1)
+        draws = torch.rand(len(sides[0]) * ranks, 3, generator=generator)[rank::ranks]
         room = self.stored_size - self.size
-        out = []
-        for pair, (flip, *corner) in zip(both, draws.tolist(), strict=True):
-            top, left = (int(place * (room + 1)) for place in corner)
-            cropped = pair[:, top : top + self.size, left : left + self.size]
-            out.append(cropped.flip(2) if self.flip and flip < 0.5 else cropped)
-        photo, edit = torch.stack(out).unbind(1)
-        return photo, edit
+        augmented = []
+        for pictures in sides:
+            floats = torch.empty(len(pictures), self.size, self.size, 3, device=pictures.device)
+            for picture, into, (flip, *corner) in zip(pictures, floats, draws.tolist(), strict=True):
+                top, left = (int(place * (room + 1)) for place in corner)
+                cropped = picture[top : top + self.size, left : left + self.size]
+                into.copy_(cropped.flip(1) if self.flip and flip < 0.5 else cropped)
+            augmented.append(floats.div_(127.5).sub_(1).permute(0, 3, 1, 2))
+        return tuple(augmented)
 
     def edits(self, split: Split, batch_size: int = 16) -> Iterator[tuple[Tensor, list[str]]]:
         """The teacher's edits of a split: batches (B, 3, size, size) in [-1, 1] with their concepts."""
         dataset = self.datasets[split]
-        loader: DataLoader[dict[str, Any]] = DataLoader(dataset, batch_size, generator=torch.Generator())
+        loader: DataLoader[dict[str, Any]] = DataLoader(
+            dataset, batch_size, collate_fn=as_it_is, generator=torch.Generator()
+        )
         for batch in loader:
             yield self._to_float(batch["edit"]), batch["concept"]
 
@@ -460,7 +482,9 @@ class PairedImages(LightningDataModule):
         for place, pair in enumerate(dataset.pairs):
             places.setdefault(self.photo_name(pair), place)
         names, once = list(places), Subset(dataset, list(places.values()))
-        loader: DataLoader[dict[str, Any]] = DataLoader(once, batch_size, generator=torch.Generator())
+        loader: DataLoader[dict[str, Any]] = DataLoader(
+            once, batch_size, collate_fn=as_it_is, generator=torch.Generator()
+        )
         for number, batch in enumerate(loader):
             yield self._to_float(batch["photo"]), names[number * batch_size : (number + 1) * batch_size]
 

@@ -5,6 +5,15 @@ from lightning_modules.full_fine_tuning import FullFineTuning
 from lightning_modules.lora_adaptation import LoRAAdaptation
 from lightning_modules.pair_synthesis import PairSynthesis
 from lightning_modules.paired_gan import PairedGAN
-from lightning_modules.run import load_run, trained_size_of
+from lightning_modules.run import load_concepts, load_run, trained_data_of
 
-__all__ = ["BaseGAN", "FullFineTuning", "LoRAAdaptation", "PairSynthesis", "PairedGAN", "load_run", "trained_size_of"]
+__all__ = [
+    "BaseGAN",
+    "FullFineTuning",
+    "LoRAAdaptation",
+    "PairSynthesis",
+    "PairedGAN",
+    "load_concepts",
+    "load_run",
+    "trained_data_of",
+]

@@ -1,6 +1,6 @@
 """A run folder turned back into its model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +9,8 @@ import torch
 import yaml
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
+
+from pocketgan.adapters import SwitchableGenerator
 
 if TYPE_CHECKING:
     from lightning_modules.paired_gan import PairedGAN
@@ -44,13 +46,14 @@ def _read_config(run: Path) -> dict[str, Any]:
     return config
 
 
-def trained_size_of(run: Path) -> int:
-    """Side in pixels of the pictures that a run was trained on.
+def trained_data_of(run: Path) -> dict[str, Any]:
+    """Arguments of the datamodule that a run was trained with.
 
     Raises:
         FileNotFoundError: The folder is no run.
     """
-    return int(_read_config(run)["data"]["init_args"]["size"])
+    arguments: dict[str, Any] = _read_config(run)["data"]["init_args"]
+    return arguments
 
 
 def load_run(run: Path, checkpoint: str = "last.ckpt") -> "PairedGAN":
@@ -90,3 +93,27 @@ def load_run(run: Path, checkpoint: str = "last.ckpt") -> "PairedGAN":
     module.on_load_checkpoint(state)
     module.load_state_dict(state["state_dict"])
     return module.eval()
+
+
+def load_concepts(base: Path, adapters: Iterable[Path]) -> SwitchableGenerator:
+    """Load a base once, with adapters to switch between: ``model.use("watercolour")``, then ``model(photo)``.
+
+    Args:
+        base: Run folder of the base; its own concepts can be used, too.
+        adapters: Run folders of adapters, or what their ``adapter/`` holds.
+
+    Returns:
+        The generator in eval mode on the CPU, no concept in use yet.
+
+    Raises:
+        FileNotFoundError: A folder is no run or holds no adapter.
+        ValueError: An adapter belongs to another base or text encoder, or two are for one concept.
+    """
+    trained = load_run(base)
+    tokens = {
+        concept: trained.text_encoder_ema([concept], [trained.prompts[concept]])[0] for concept in trained.concepts
+    }
+    model = SwitchableGenerator(trained.generator_ema, tokens, trained.text_encoder.identity)
+    for folder in adapters:
+        model.add(folder / "adapter" if (folder / "adapter").is_dir() else folder)
+    return model.eval()

@@ -148,14 +148,14 @@ def export(
     """
     import json
 
-    from lightning_modules import load_run, trained_size_of
+    from lightning_modules import load_run, trained_data_of
     from pocketgan.exporters import OnnxExporter, compare, measure_latency
     from pocketgan.files import write_whole
 
     model = load_run(run)
     concept = _chosen(concept, model.concepts, run)
     divisor = model.generator.size_divisor
-    trained_size = trained_size_of(run)
+    trained_size: int = trained_data_of(run)["size"]
     size = size or trained_size
     model.generator.check_size(size, size)
     network, exporter = model.deployed(concept), {"onnx": OnnxExporter}[target]()
@@ -407,8 +407,42 @@ def _write_choice(
     print(f"{count} of {len(names)} {kind} written to {out}; use it with {option} {out}")
 
 
+def adapt(
+    *,
+    base: Path,
+    pairs: Path,
+    concepts: str,
+    out: Path = Path("runs/adapters"),
+    config: Path | None = None,
+    ranks: Path | None = None,
+    search: bool = False,
+    devices: int | None = None,
+    fit_options: list[str] | None = None,
+) -> None:
+    """Adapt one base to many concepts, each by a `fit` and a `test` of its own; start again to go on.
+
+    Args:
+        base: Run folder of the base.
+        pairs: Pair set.
+        concepts: Names with commas between, or "all" that the base was not trained on.
+        out: Folder that gets a run folder for each concept, and adapters.csv.
+        config: YAML of the adaptation; configs/lora_adaptation/small.yaml if not given.
+        ranks: File of LoRA ranks for all concepts, such as the ranks.yaml of a search; the config's if not given.
+        search: Search the ranks on the first concept and use them for all.
+        devices: GPUs, each with one concept at a time; all that there are if not given.
+        fit_options: Further options of each fit, for example '[--budget.images=800]'.
+    """
+    import torch
+
+    from pocketgan.campaign import run_campaign
+
+    devices = devices or max(torch.cuda.device_count(), 1)
+    run_campaign(main, base, pairs, concepts, out, config, ranks, search, devices, fit_options)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
+    "adapt": adapt,
     "edit": edit,
     "export": export,
     "select concepts": select_concepts,
@@ -419,7 +453,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
 def run_function(function: Callable[..., None], args: list[str]) -> None:
     """Run a typed function as a command.
 
-    A first parameter without default is positional, a bool is a switch, the others are options.
+    A first parameter without default is positional unless it is keyword-only, a bool is a switch, the others are
+    options.
     """
     import docstring_parser
     from jsonargparse import ArgumentParser
@@ -430,7 +465,8 @@ def run_function(function: Callable[..., None], args: list[str]) -> None:
     parser = ArgumentParser(prog=f"pocketgan {name}", description=described.short_description)
     by_hand: set[str | int] = set()
     for parameter in inspect.signature(function).parameters.values():
-        if parameter.default is parameter.empty and not by_hand:
+        required = parameter.default is parameter.empty
+        if required and not by_hand and parameter.kind is not parameter.KEYWORD_ONLY:
             several = "+" if get_origin(parameter.annotation) is list else None
             parser.add_argument(parameter.name, type=Path, nargs=several, help=help_of[parameter.name])
             by_hand.add(parameter.name)

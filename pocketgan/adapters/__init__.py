@@ -14,8 +14,10 @@ from pocketgan.adapters.lora import (
     scaled_ranks,
     stored_bytes,
 )
+from pocketgan.adapters.switchable_generator import SwitchableGenerator
 
 __all__ = [
+    "SwitchableGenerator",
     "add_lora",
     "keep_ranks",
     "layer_ranks",

@@ -151,7 +151,9 @@ def resized(adapted: PeftModel, ranks: dict[str, int]) -> PeftModel:
         state, found = copied.state_dict(), adapted.state_dict()
         for name, tensor in state.items():
             if name in found:
-                both = tuple(slice(min(ours, theirs)) for ours, theirs in zip(tensor.shape, found[name].shape))
+                both = tuple(
+                    slice(min(ours, theirs)) for ours, theirs in zip(tensor.shape, found[name].shape, strict=True)
+                )
                 tensor[both] = found[name][both]
     return copied.train(adapted.training)
 

@@ -139,8 +139,12 @@ def test_the_first_factor_is_kept_where_none_improves(trained, tmp_path, capsys)
 
 def test_ranks_are_reusable(trained, found, tmp_path):
     run = fit_adapter(
-        trained["pairs"], trained["base"], tmp_path / "run", "--data.concepts=[sepia]", f"--model.ranks={found}/ranks.yaml"
-    )  # fmt: skip
+        trained["pairs"],
+        trained["base"],
+        tmp_path / "run",
+        "--data.concepts=[sepia]",
+        f"--model.ranks={found}/ranks.yaml",
+    )
     assert ranks_of(load_run(run).generator) == yaml.safe_load((found / "ranks.yaml").read_text())
     assert config_of(run)["model"]["init_args"]["ranks"] == str(found / "ranks.yaml")
 
@@ -162,7 +166,7 @@ def test_rank_file_of_another_architecture_is_refused(trained, tmp_path, text, m
 
 
 def test_unknown_metric_is_refused_before_training(trained, tmp_path):
-    with pytest.raises(ValueError, match="metric val/fid is not logged; this run logs .*val/kid_lite0"):
+    with pytest.raises(ValueError, match=r"metric val/fid is not logged; this run logs .*val/kid_lite0"):
         searched(trained, tmp_path / "run", "--trainer.callbacks.metric=val/fid")
     assert not (tmp_path / "run" / "checkpoints").exists()
 

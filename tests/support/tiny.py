@@ -19,6 +19,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 TINY_CONFIGS = Path(__file__).parents[1] / "configs"
 CONCEPTS: dict[str, Callable[[Tensor], Tensor]] = {
     "inverted": lambda photo: -photo,
+    "mirrored": lambda photo: photo.flip(2),
     "sepia": lambda photo: (photo.mean(0, keepdim=True) * torch.tensor([1.0, 0.8, 0.5])[:, None, None]).clamp(-1, 1),
 }
 
@@ -38,7 +39,9 @@ def real_photos(count: int, size: int) -> list[Tensor]:
     return crops
 
 
-def make_pair_set(root: Path, photos: int = 12, size: int = 32, concepts: tuple[str, ...] = tuple(CONCEPTS)) -> Path:
+def make_pair_set(
+    root: Path, photos: int = 12, size: int = 32, concepts: tuple[str, ...] = ("inverted", "sepia")
+) -> Path:
     """A pair set of analytic edits."""
     settings = {
         "teacher": {"name": "analytic"},

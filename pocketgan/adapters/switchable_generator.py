@@ -1,0 +1,120 @@
+"""One base in memory, many concepts, switched between two photos."""
+
+import copy
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from pocketgan.adapters.lora import read_tokens
+from pocketgan.networks import Generator
+
+_ADAPTER = "default"
+
+
+class _Delta(NamedTuple):
+    """W ← base + scale · B A; A is (r, inputs), B (outputs, r)."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+class SwitchableGenerator(nn.Module):
+    """A base with adapters that are folded into its weights one at a time.
+
+    PEFT's own ``set_adapter`` runs the deltas beside the weights, which costs time at each photo, and its merging
+    subtracts the last delta again, which adds up rounding errors. Here every switch starts from the base's weights, so
+    that a concept's output does not depend on what was used before.
+
+    Args:
+        generator: The base's generator; a copy is used.
+        tokens: The base's own concepts and their prompt tokens (L, D); they need no delta.
+        text_encoder: The base's ``TextEncoder.identity``; adapters of another are refused.
+    """
+
+    def __init__(
+        self, generator: Generator, tokens: dict[str, Tensor] | None = None, text_encoder: str | None = None
+    ) -> None:
+        super().__init__()
+        self.base = generator.eval().requires_grad_(False)
+        self.generator = copy.deepcopy(self.base)
+        self.text_encoder = text_encoder
+        self.concept: str | None = None
+        self._tokens = {name: value.detach() for name, value in (tokens or {}).items()}
+        self._deltas: dict[str, dict[str, _Delta]] = {name: {} for name in self._tokens}
+        self._whole: dict[str, dict[str, Tensor]] = {name: {} for name in self._tokens}
+
+    @property
+    def concepts(self) -> list[str]:
+        """Names that ``use`` accepts."""
+        return sorted(self._tokens)
+
+    def add(self, folder: Path) -> str:
+        """Take in an adapter that ``save_adapter`` wrote.
+
+        Returns:
+            The concept's name.
+
+        Raises:
+            FileNotFoundError: The folder holds no adapter.
+            ValueError: The adapter belongs to another base or text encoder, or a concept has that name already.
+        """
+        ((concept, tokens),) = read_tokens(folder, self.base, self.text_encoder).items()
+        if concept in self._tokens:
+            raise ValueError(f"{folder} is for {concept}, which is here already; each concept is added once")
+        adapted = PeftModel.from_pretrained(copy.deepcopy(self.base), folder).get_base_model()
+        deltas, whole = {}, {}
+        for name, layer in adapted.named_modules():
+            if isinstance(layer, LoraLayer):
+                deltas[f"{name}.weight"] = _Delta(
+                    layer.lora_A[_ADAPTER].weight.detach().flatten(1).clone(),
+                    layer.lora_B[_ADAPTER].weight.detach().flatten(1).clone(),
+                    layer.scaling[_ADAPTER],
+                )
+            elif isinstance(layer, ModulesToSaveWrapper):
+                trained = layer.modules_to_save[_ADAPTER].state_dict()
+                whole.update({f"{name}.{key}": value.clone() for key, value in trained.items()})
+        self._tokens[concept], self._deltas[concept], self._whole[concept] = tokens, deltas, whole
+        return concept
+
+    @torch.no_grad()
+    def use(self, concept: str) -> None:
+        """Make this the concept that photos are edited with.
+
+        Raises:
+            ValueError: The concept was not added.
+        """
+        if concept not in self._tokens:
+            raise ValueError(f"unknown concept {concept}; added so far: {', '.join(self.concepts) or 'none'}")
+        base, weights = self.base.state_dict(), self.generator.state_dict()
+        deltas, whole = self._deltas[concept], self._whole[concept]
+        if self.concept is not None:
+            for name in {*self._deltas[self.concept], *self._whole[self.concept]} - {*deltas, *whole}:
+                weights[name].copy_(base[name])
+        for name, (a, b, scale) in deltas.items():
+            torch.addmm(base[name].flatten(1), b, a, alpha=scale, out=weights[name].view(len(b), -1))
+        for name, value in whole.items():
+            weights[name].copy_(value)
+        self.concept = concept
+
+    def forward(self, photo: Tensor) -> Tensor:
+        """Edit photos.
+
+        Args:
+            photo: (B, 3, H, W) in [-1, 1].
+
+        Returns:
+            (B, 3, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: No concept was chosen.
+        """
+        if self.concept is None:
+            raise ValueError(f"no concept is in use; call use(NAME) first: {', '.join(self.concepts) or 'none added'}")
+        tokens = self._tokens[self.concept].to(photo.device)
+        return self.generator(photo, tokens.expand(len(photo), -1, -1))

@@ -1,0 +1,131 @@
+"""`pocketgan adapt`: many concepts from one base."""
+
+import csv
+import functools
+import shutil
+
+import pytest
+import yaml
+from lightning.pytorch import Trainer
+from tiny import TINY_CONFIGS, config_of, fit_base, make_pair_set
+
+from lightning_modules import load_run
+from pocketgan.adapters import ranks_of
+from pocketgan.cli import main
+
+CONCEPTS = ("inverted", "sepia", "mirrored")
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("campaign")
+    pairs = make_pair_set(folder / "pairs", concepts=CONCEPTS)
+    base = fit_base(pairs, folder / "base", "--data.concepts=[inverted]", "--data.seed=3")
+    return base, pairs
+
+
+def adapt(started, out, concepts, *arguments, options="--budget.images=24"):
+    base, pairs = started
+    main(
+        [
+            "adapt",
+            f"--base={base}",
+            f"--pairs={pairs}",
+            f"--concepts={concepts}",
+            f"--out={out}",
+            f"--config={TINY_CONFIGS / 'lora_adaptation' / 'e2gan.yaml'}",
+            f"--fit_options=[{options}]",
+            *arguments,
+        ]
+    )
+    with (out / "adapters.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_all_means_every_concept_that_the_base_lacks(started, tmp_path, capsys):
+    rows = adapt(started, tmp_path / "out", "all")
+    assert [row["concept"] for row in rows] == ["mirrored", "sepia"]
+    assert {row["state"] for row in rows} == {"new"}
+    assert all(float(row["reconstruction"]) > 0 and float(row["images"]) == 24 for row in rows)
+    assert "mirrored" in capsys.readouterr().out
+    for row in rows:
+        run = tmp_path / "out" / row["concept"]
+        assert int(row["bytes"]) == sum(file.stat().st_size for file in (run / "adapter").glob("*.safetensors"))
+        data = config_of(run)["data"]["init_args"]
+        assert (data["seed"], data["size"]) == (3, 32)  # the base's held-out photos stay held out
+
+    # again: nothing is trained, what is new is added
+    before = (tmp_path / "out" / "sepia" / "metrics.csv").read_text()
+    shutil.rmtree(tmp_path / "out" / "mirrored")
+    rows = adapt(started, tmp_path / "out", "sepia,mirrored")
+    assert [(row["concept"], row["state"]) for row in rows] == [("sepia", "done before"), ("mirrored", "new")]
+    assert (tmp_path / "out" / "sepia" / "metrics.csv").read_text() == before
+
+
+def test_ranks_found_on_the_first_serve_all(started, tmp_path):
+    adapt(started, tmp_path / "out", "sepia,mirrored", "--search", options="--budget.images=96")
+    found = yaml.safe_load((tmp_path / "out" / "sepia" / "ranks.yaml").read_text())
+    assert ranks_of(load_run(tmp_path / "out" / "mirrored").adapter) == found
+    assert not (tmp_path / "out" / "mirrored" / "rank_search.json").exists()
+
+
+def test_a_broken_off_concept_goes_on(started, tmp_path):
+    out = tmp_path / "out"
+    adapt(started, out, "sepia", options="--budget.images=24")
+    whole = load_run(out / "sepia").state_dict()
+    (out / "sepia" / "adapted.json").unlink()
+    rows = adapt(started, out, "sepia", options="--budget.images=24")
+    assert rows[0]["state"] == "new"
+    assert float(rows[0]["images"]) == 24
+    assert all((whole[name] == value).all() for name, value in load_run(out / "sepia").state_dict().items())
+
+
+def test_two_devices_take_a_concept_each(started, tmp_path):
+    rows = adapt(started, tmp_path / "out", "sepia,mirrored", "--devices=2")
+    assert [(row["concept"], row["state"]) for row in rows] == [("sepia", "new"), ("mirrored", "new")]
+    alone = adapt(started, tmp_path / "alone", "sepia")
+    assert float(rows[0]["reconstruction"]) == pytest.approx(float(alone[0]["reconstruction"]), rel=1e-4)
+
+
+def test_a_failing_concept_does_not_stop_the_others(started, tmp_path, monkeypatch):
+    real = Trainer.fit
+
+    @functools.wraps(real)  # the command line reads its signature
+    def failing(self, model, *args, **kwargs):
+        if "sepia" in str(self.default_root_dir):
+            raise ValueError("the disk is full")
+        return real(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "fit", failing)
+    with pytest.raises(SystemExit, match=r"1 of 2 concepts failed \(sepia\); start again"):
+        adapt(started, tmp_path / "out", "sepia,mirrored")
+    with (tmp_path / "out" / "adapters.csv").open() as file:
+        states = [row["state"] for row in csv.DictReader(file)]
+    assert states == ["failed: the disk is full", "new"]
+
+
+def test_a_base_concept_is_named(started, tmp_path):
+    with pytest.warns(UserWarning, match="the base was trained on inverted already"):
+        adapt(started, tmp_path / "out", "inverted")
+
+
+@pytest.mark.parametrize(
+    ("concepts", "arguments", "message"),
+    [
+        ("night", (), "unknown concept night; .* holds inverted, mirrored, sepia"),
+        (",", (), "unknown concept"),
+        ("sepia", ("--search", "--ranks=r.yaml"), "exclude each other"),
+        ("sepia", ("--ranks=r.yaml",), "rank file r.yaml does not exist"),
+        ("sepia", ("--devices=-1",), "devices is -1"),
+    ],
+)
+def test_bad_input_is_refused_first(started, tmp_path, concepts, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        adapt(started, tmp_path / "out", concepts, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_settings_are_refused(started, tmp_path):
+    adapt(started, tmp_path / "out", "sepia")
+    with pytest.raises(SystemExit, match=r"was adapted with other settings \(words\); choose another --out"):
+        adapt(started, tmp_path / "out", "sepia", options="--budget.images=32")
