@@ -106,8 +106,9 @@ if __name__ == "__main__":
     gains = {group: [before[cell] - results[(group, *cell)]["reconstruction"] for cell in cells] for group in GROUPS}
     draw(gains, options.picture)
     print(
-        f"64 px, width 16, LoRA of rank 4 (head: 3) on one group alone, {IMAGES} images, concepts {', '.join(CONCEPTS)}, "
-        f"{len(SEEDS)} seeds: mean ± standard deviation over {len(cells)} runs. The concept's tokens train in every row. "
+        f"64 px, width 16, LoRA of rank 4 (head: 3) on one group alone, {IMAGES} images, concepts "
+        f"{', '.join(CONCEPTS)}, {len(SEEDS)} seeds: mean ± standard deviation over {len(cells)} runs. The concept's "
+        "tokens train in every row. "
         f"L1 of the base before: {mean_and_spread(list(before.values()))}. "
         f"N = {next(iter(results.values()))['images_per_concept']:.0f} test photos. Commit {commit()}.\n\n"
         "| layers | L1 | L1 gained over the base | share of the gain of all layers | trainable |\n|---|---|---|---|---|"

@@ -166,7 +166,10 @@ class Benchmark:
         print(f"learning rates {rates}, steps {self.steps}", flush=True)
         searches = self.searched(rates["lora"])
         # images that a method sees in the time in which LoRA sees IMAGES, in whole batches
-        equal = {m: max(round(IMAGES * self.steps["lora"] / self.steps[m] / BATCH) * BATCH, BATCH) for m in ("scratch", "full")}
+        equal = {
+            m: max(round(IMAGES * self.steps["lora"] / self.steps[m] / BATCH) * BATCH, BATCH)
+            for m in ("scratch", "full")
+        }
         third = IMAGES // 3
         ascending = lambda *counts: tuple(sorted(set(counts)))  # noqa: E731
         methods: dict[str, list[Run]] = {}
@@ -220,7 +223,7 @@ class Benchmark:
         def line(name: str, runs: list[Run], images: int) -> str:
             rows, last = rows_at(runs, images), [run.result()[-1] for run in runs]
             figures = " | ".join(mean_and_spread([row[column] for row in rows]) for column in COLUMNS)
-                        return (
+            return (
                 f"| {name} | {figures} | {statistics.mean(row['parameters'] for row in last):,.0f} | "
                 f"{statistics.mean(row['bytes'] for row in last) / 1024:,.0f} | "
                 f"{statistics.mean(row['seconds'] for row in rows):.0f} | {images:,} |"
@@ -285,7 +288,8 @@ class Benchmark:
         }
         lines += ["\n## Concepts of the bases, seed 0"]
         lines += [
-            f"* {kind}: {', '.join(n for n in names if n and not n.startswith('#'))}" for kind, names in chosen.items()
+            f"* {kind}: {', '.join(name for name in names if name.startswith('style_'))}"
+            for kind, names in chosen.items()
         ]
         return "\n".join(lines)
 

@@ -1,6 +1,7 @@
-"""pix2pix as its public code has it (junyanz/pytorch-CycleGAN-and-pix2pix): networks and one training step, eager, fp32.
+"""pix2pix as its public code has it: networks and one training step, eager, fp32.
 
-Written out here as the other side of benchmarks/training_step.py; nothing of the package is used.
+junyanz/pytorch-CycleGAN-and-pix2pix, written out here as the other side of benchmarks/training_step.py;
+nothing of the package is used.
 """
 
 from collections.abc import Callable
