@@ -274,8 +274,8 @@ class Benchmark:
             for row in json.loads((search.folder / "rank_search.json").read_text()):
                 mark = " (kept)" if row.get("ranks") == kept else ""
                 lines.append(
-                    f"| {seed} | {row['factor'] or 'base'}{mark} | {row.get('parameters', '')} | {row.get('bytes', '')} | "
-                    f"{row['images']} | {row['figures']['val/reconstruction']:.4f} |"
+                    f"| {seed} | {row['factor'] or 'base'}{mark} | {row.get('parameters', '')} | "
+                    f"{row.get('bytes', '')} | {row['images']} | {row['figures']['val/reconstruction']:.4f} |"
                 )
         lines += ["\n## Learning rates", f"On {TUNING}, seed 0, L1 on validation photos; the least is taken.\n"]
         lines += [

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from pocketgan.files import write_whole
@@ -72,7 +73,13 @@ def run_quickstart(command: Callable[[list[str]], None], photos: Path | None, ou
         *source,
     )
     split = BUNDLED_SPLIT if photos is None else DEFAULT_SPLIT
-    common = (f"--data.root={pairs}", f"--data.size={SIZE}", f"--data.split={list(split)}")
+    precision = "bf16-mixed" if computes_bf16() else "32-true"
+    common = (
+        f"--data.root={pairs}",
+        f"--data.size={SIZE}",
+        f"--data.split={list(split)}",
+        f"--trainer.precision={precision}",
+    )
     stage(
         "base",
         "fit",
@@ -112,6 +119,15 @@ def run_quickstart(command: Callable[[list[str]], None], photos: Path | None, ou
         f"Edited pictures: {out / 'edited'}   Exported model: {exported}"
     )
     return seconds
+
+
+def computes_bf16() -> bool:
+    """Whether what trains here has bf16 arithmetic of its own; elsewhere mixed precision is slower than float32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # an older torch cannot say; float32 is safe
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _claim(out: Path, photos: Path | None) -> None:
