@@ -56,5 +56,5 @@ def test_links_lead_somewhere(page):
 
 
 def test_every_command_of_the_readme_is_known():
-    assert {line.split()[0] for line in COMMANDS} <= {*cli.LIGHTNING_COMMANDS, *cli.COMMANDS}
+    assert {function_command(line) or line.split()[0] for line in COMMANDS} <= {*cli.LIGHTNING_COMMANDS, *cli.COMMANDS}
     assert len(COMMANDS) >= 6
