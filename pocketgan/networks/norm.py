@@ -2,7 +2,9 @@
 
 from abc import ABC, abstractmethod
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class Norm(ABC):
@@ -13,6 +15,20 @@ class Norm(ABC):
         """Make one layer for feature maps of this many channels."""
 
 
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """torch's instance norm without parameters, (B, C, H, W) to the same, by the kernel of group norm.
+
+    One group a channel is the same mathematics; on the CPU in float32 its forward pass takes an eighth of the time,
+    since torch's own instance norm goes through batch norm on a reshaped map. Exporters see torch's own.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalise."""
+        if torch.compiler.is_exporting():
+            return super().forward(features)
+        return F.group_norm(features, self.num_features, eps=self.eps)
+
+
 class InstanceNorm(Norm):
     """Statistics of each photo and channel, no parameters: pix2pix's and so E2GAN's choice.
 
@@ -21,7 +37,7 @@ class InstanceNorm(Norm):
 
     def __call__(self, channels: int) -> nn.Module:
         """Make one layer."""
-        return nn.InstanceNorm2d(channels)
+        return InstanceNorm2d(channels)
 
 
 class GroupNorm(Norm):

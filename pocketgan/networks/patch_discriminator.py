@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketgan.networks.discriminator import Discriminator
+from pocketgan.networks.norm import InstanceNorm2d
 
 
 class PatchDiscriminator(Discriminator):
@@ -28,7 +29,7 @@ class PatchDiscriminator(Discriminator):
             inputs, channels = channels, width * min(2**index, 8)
             layers += [
                 nn.Conv2d(inputs, channels, 4, stride, 1),
-                nn.InstanceNorm2d(channels),
+                InstanceNorm2d(channels),
                 nn.LeakyReLU(0.2, inplace=True),
             ]
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, 1, 4, 1, 1))

@@ -160,6 +160,16 @@ def test_bad_groups_and_layers():
         networks.PatchDiscriminator(strided_layers=0)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_instance_norm_is_torch_s(channels_last):
+    features = torch.randn(3, 8, 6, 10, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    laid_out = features.contiguous(memory_format=torch.channels_last) if channels_last else features
+    expected, found = nn.InstanceNorm2d(8)(laid_out), InstanceNorm()(8)(laid_out)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad((out * torch.arange(10.0)).sum(), features)[0] for out in (expected, found)]
+    torch.testing.assert_close(*gradients)
+
+
 def test_norm_layers():
     assert isinstance(InstanceNorm()(8), nn.InstanceNorm2d)
     assert isinstance(BatchNorm()(8), nn.BatchNorm2d)
