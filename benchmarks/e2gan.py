@@ -12,6 +12,7 @@ import json
 import random
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -24,7 +25,18 @@ HELD_OUT = ["style_18", "style_19", "style_21", "style_22", "style_24"]
 TUNING = "style_25"  # held out as well; learning rates and ranks are chosen on it alone
 CONCEPTS, BASE_IMAGES, IMAGES = 6, 9600, 1200
 RELATIVE = {"down": 1, "transformer_down": 2, "transformer": 1, "transformer_up": 2, "up": 4}
-RATES = {"scratch": (5e-4, 1e-3, 2e-3), "full": (5e-4, 1e-3, 2e-3, 4e-3), "lora": (2e-3, 4e-3, 8e-3)}
+LORA_RATES = (2e-3, 4e-3, 8e-3)
+# those of random ranks and of half the photos are the searched ranks'
+RATES = {
+    "scratch": (5e-4, 1e-3, 2e-3),
+    "full": (5e-4, 1e-3, 2e-3, 4e-3),
+    "lora": LORA_RATES,
+    "lora_s1": LORA_RATES,
+    "lora_s4": LORA_RATES,
+    "lora_random_base": LORA_RATES,
+    "lora_single_base": LORA_RATES,
+}
+TIMED = ("scratch", "full", "lora")
 COLUMNS = ("kid_lite0", "reconstruction", "ssim")
 
 
@@ -115,19 +127,37 @@ class Benchmark:
 
     def tuned(self) -> dict[str, float]:
         """Choose each method's learning rate on the tuning concept, by L1 on its validation photos."""
-        makers: dict[str, Callable[[float], Run]] = {
-            "scratch": lambda rate: self.scratch(TUNING, 0, rate, (IMAGES,), f"tune_scratch_{rate:g}"),
-            "full": lambda rate: self.full(TUNING, 0, rate, (IMAGES,), f"tune_full_{rate:g}"),
-            "lora": lambda rate: self.lora(TUNING, 0, rate, self.scaled(2), f"tune_lora_{rate:g}"),
+        makers: dict[str, Callable[[float, str, int], Run]] = {
+            "scratch": lambda rate, name, images: self.scratch(TUNING, 0, rate, (images,), name),
+            "full": lambda rate, name, images: self.full(TUNING, 0, rate, (images,), name),
+            **{
+                method: partial(self.lora_to_tune, base, factor)
+                for method, base, factor in (
+                    ("lora", "clustered", 2),
+                    ("lora_s1", "clustered", 1),
+                    ("lora_s4", "clustered", 4),
+                    ("lora_random_base", "random", 2),
+                    ("lora_single_base", "single", 2),
+                )
+            },
         }
-        runs = {(method, rate): makers[method](rate) for method, rates in RATES.items() for rate in rates}
-        train_all(runs.values(), self.processes)
-        self.steps = {
-            method: statistics.median(runs[method, rate].result()[-1]["step_seconds"] for rate in rates)
+        runs = {
+            (method, rate): makers[method](rate, f"tune_{method}_{rate:g}", IMAGES)
             for method, rates in RATES.items()
+            for rate in rates
+        }
+        train_all(runs.values(), self.processes)
+        # in turn, so that a change of the machine's speed meets all of them
+        timed = {(m, turn): makers[m](1e-3, f"time_{m}_{turn}", 200) for turn in range(3) for m in TIMED}
+        train_all(timed.values(), self.processes)
+        self.steps = {
+            m: statistics.median(timed[m, turn].result()[-1]["step_seconds"] for turn in range(3)) for m in TIMED
         }
         self.tuning = {key: last_figures(run.folder, "val")["reconstruction"] for key, run in runs.items()}
         return {method: min(rates, key=lambda rate: self.tuning[method, rate]) for method, rates in RATES.items()}
+
+    def lora_to_tune(self, base: str, factor: int, rate: float, name: str, images: int) -> Run:
+        return self.lora(TUNING, 0, rate, self.scaled(factor), name, base=base, images=(images,))
 
     def searched(self, rate: float) -> list[Run]:
         """One rank search for each base, on the tuning concept; its ranks serve every other concept."""
@@ -171,7 +201,6 @@ class Benchmark:
             for m in ("scratch", "full")
         }
         third = IMAGES // 3
-        ascending = lambda *counts: tuple(sorted(set(counts)))  # noqa: E731
         methods: dict[str, list[Run]] = {}
         for seed in self.seeds:
             ranks = searches[seed].folder / "ranks.yaml"
@@ -183,22 +212,20 @@ class Benchmark:
             for concept in HELD_OUT:
                 for name, one in {
                     "from scratch": self.scratch(
-                        concept, seed, rates["scratch"], ascending(equal["scratch"], IMAGES, 2 * IMAGES)
+                        concept, seed, rates["scratch"], tuple(sorted({equal["scratch"], IMAGES, 2 * IMAGES}))
                     ),
-                    "full fine-tuning": self.full(concept, seed, rates["full"], ascending(equal["full"], IMAGES)),
-                    "LoRA, searched ranks": self.lora(
-                        concept, seed, rate, str(ranks), "lora", images=ascending(third, IMAGES)
-                    ),
+                    "full fine-tuning": self.full(concept, seed, rates["full"], tuple(sorted({equal["full"], IMAGES}))),
+                    "LoRA, searched ranks": self.lora(concept, seed, rate, str(ranks), "lora", images=(third, IMAGES)),
                     "LoRA, random ranks of equal size": self.lora(
                         concept, seed, rate, random_file, "lora_random_ranks"
                     ),
-                    "LoRA, s = 1": self.lora(concept, seed, rate, self.scaled(1), "lora_s1"),
-                    "LoRA, s = 4": self.lora(concept, seed, rate, self.scaled(4), "lora_s4"),
+                    "LoRA, s = 1": self.lora(concept, seed, rates["lora_s1"], self.scaled(1), "lora_s1"),
+                    "LoRA, s = 4": self.lora(concept, seed, rates["lora_s4"], self.scaled(4), "lora_s4"),
                     "LoRA, base of random concepts": self.lora(
-                        concept, seed, rate, str(ranks), "lora_random_base", base="random"
+                        concept, seed, rates["lora_random_base"], str(ranks), "lora_random_base", base="random"
                     ),
                     "LoRA, base of a single concept": self.lora(
-                        concept, seed, rate, str(ranks), "lora_single_base", base="single"
+                        concept, seed, rates["lora_single_base"], str(ranks), "lora_single_base", base="single"
                     ),
                     "LoRA, half of the photos by clustering": self.lora(
                         concept, seed, rate, str(ranks), "lora_half_clustered", photos["clustered"]

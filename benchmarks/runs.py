@@ -3,10 +3,11 @@
 import csv
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -32,7 +33,7 @@ class Run:
     """One training by the command line, tested at one or several image counts on its way.
 
     Attributes:
-        folder: Run folder; ``result.json`` in it holds the figures once it is done.
+        folder: Run folder; ``result.json`` in it holds the figures of the image counts that are done.
         config: YAML.
         arguments: Further words of the command line.
         images: Ascending image counts at which it is tested; the last is its budget.
@@ -43,6 +44,11 @@ class Run:
     arguments: tuple[str, ...]
     images: tuple[int, ...]
 
+    @property
+    def is_done(self) -> bool:
+        """Whether all image counts are tested."""
+        return (self.folder / "result.json").exists() and len(self.result()) == len(self.images)
+
     def result(self) -> list[dict[str, float]]:
         """One row of figures for each image count."""
         rows: list[dict[str, float]] = json.loads((self.folder / "result.json").read_text())
@@ -50,14 +56,14 @@ class Run:
 
 
 def train(run: Run) -> None:
-    """Train and test one run in this process, unless that is done."""
-    if (run.folder / "result.json").exists():
-        return
+    """Train and test one run in this process; stages that are done are not done again."""
     import torch
 
     from lightning_modules import PairedGAN
     from pocketgan.cli import main
 
+    file = run.folder / "result.json"
+    rows: list[dict[str, float]] = run.result() if file.exists() else []
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     seconds: list[float] = []
     step = PairedGAN.training_step
@@ -67,11 +73,12 @@ def train(run: Run) -> None:
         step(self, batch, batch_index)
         seconds.append(time.perf_counter() - begun)
 
-    rows = []
-    PairedGAN.training_step = timed  # type: ignore[method-assign]
-    try:
-        for images in run.images:
-            resumed = ["--ckpt_path=last"] if (run.folder / "config.yaml").exists() else []
+    for images in run.images[len(rows) :]:
+        if not rows:
+            shutil.rmtree(run.folder, ignore_errors=True)  # broken off before its first result
+        seconds.clear()
+        PairedGAN.training_step = timed  # type: ignore[method-assign]
+        try:
             main(
                 [
                     "fit",
@@ -79,18 +86,20 @@ def train(run: Run) -> None:
                     *SETTING,
                     *run.arguments,
                     f"--budget.images={images}",
-                    f"--trainer.val_check_interval={images // BATCH}",
+                    f"--trainer.val_check_interval={(images - (rows[-1]['images'] if rows else 0)) / BATCH:.0f}",
                     f"--trainer.default_root_dir={run.folder}",
-                    *resumed,
+                    *(["--ckpt_path=last"] if rows else []),
                 ]
             )
-            main(["test", f"-c={run.folder}/config.yaml", "--trainer.enable_progress_bar=false"])
-            rows.append({**last_figures(run.folder), "images": images, "seconds": sum(seconds)})
-            rows[-1]["step_seconds"] = statistics.median(seconds)
-    finally:
-        PairedGAN.training_step = step  # type: ignore[method-assign]
-    rows[-1].update(sizes(run.folder))
-    (run.folder / "result.json").write_text(json.dumps(rows, indent=2))
+        finally:
+            PairedGAN.training_step = step  # type: ignore[method-assign]
+        main(["test", f"-c={run.folder}/config.yaml", "--trainer.enable_progress_bar=false"])
+        row = {**last_figures(run.folder), "step_seconds": statistics.median(seconds)}
+        row["seconds"] = sum(seconds) + (rows[-1]["seconds"] if rows else 0)
+        if row["images"] != images:
+            raise RuntimeError(f"{run.folder} was tested at {row['images']} images, not at {images}; delete it")
+        rows.append({**row, **sizes(run.folder)})
+        file.write_text(json.dumps(rows, indent=2))
 
 
 def last_figures(folder: Path, stage: str = "test") -> dict[str, float]:
@@ -100,7 +109,7 @@ def last_figures(folder: Path, stage: str = "test") -> dict[str, float]:
     return {
         name.removeprefix(f"{stage}/"): float(value)
         for name, value in rows[-1].items()
-        if name.startswith(f"{stage}/") and value
+        if value and (name.startswith(f"{stage}/") or name == "images")
     }
 
 
@@ -130,15 +139,9 @@ def _worker(threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
-def call(task: tuple[Callable[[Any], None], Any]) -> None:
-    """Run one task of a pool."""
-    function, argument = task
-    function(argument)
-
-
 def train_all(runs: Iterable[Run], processes: int) -> None:
     """Train runs side by side, each process on its share of the cores."""
-    waiting = [run for run in dict.fromkeys(runs) if not (run.folder / "result.json").exists()]
+    waiting = [run for run in dict.fromkeys(runs) if not run.is_done]
     threads = max((os.cpu_count() or 1) // processes, 1)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # before a worker imports torch
     with ProcessPoolExecutor(processes, get_context("spawn"), _worker, (threads,)) as pool:

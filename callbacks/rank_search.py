@@ -86,7 +86,7 @@ class RankSearch(Callback):
         factors: tuple[int, ...] = (1, 2, 4),
         metric: str = "val/reconstruction",
         mode: Literal["min", "max"] = "min",
-        tolerance: float = 0.01,
+        tolerance: float = 0.005,
         images_share: float = 0.25,
         byte_budget: int | None = None,
         latency_budget_ms: float | None = None,

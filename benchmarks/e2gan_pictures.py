@@ -1,0 +1,69 @@
+"""The README's picture of E2GAN: one row for each held-out concept, on photos that no training saw.
+
+pocketgan fit -c configs/base_gan/small.yaml --model.generator.width 32 --data.root POOL --data.concepts concepts.txt \
+    --data.split '[0.6,0.2,0.2]' --budget.images 12800 --trainer.default_root_dir BASE
+pocketgan adapt --base BASE --pairs POOL --concepts style_18,style_19,style_21,style_22,style_24 --out ADAPTERS \
+    --config configs/lora_adaptation/rank_search.yaml
+python -m benchmarks.e2gan_pictures --base BASE --adapters ADAPTERS --out docs/images/e2gan.png
+"""
+
+import argparse
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import center_crop, resize
+
+from datamodules.source_photos import BUNDLED_PHOTOS
+from lightning_modules import load_concepts, trained_data_of
+from pocketgan.images import load_photo, to_image, to_tensor
+from pocketgan.report import comparison_sheet
+from pocketgan.teachers import StyleTransferTeacher
+
+PHOTOS = {"china.jpg": "sklearn", "coffee.png": "skimage", "chelsea.png": "skimage"}
+TEACHER_SIZE = 512
+
+
+def bundled_photo(name: str) -> Tensor:
+    """The largest centred square (1, 3, 512, 512) in [-1, 1] of a photo that an installed package brings along."""
+    package = PHOTOS[name]
+    spec = find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    photo = to_tensor(load_photo(Path(spec.origin).parent / BUNDLED_PHOTOS[package][0] / name).image)
+    square = center_crop(photo, [min(photo.shape[1:])] * 2)
+    return resize(square[None], [TEACHER_SIZE] * 2, antialias=True).clamp(-1, 1)
+
+
+@torch.no_grad()
+def sheet(base: Path, adapters: Path) -> Image.Image:
+    """Photo, teacher and GAN for each photo; a row for each adapter."""
+    size = trained_data_of(base)["size"]
+    folders = sorted(folder for folder in adapters.iterdir() if (folder / "adapter").is_dir())
+    model = load_concepts(base, folders)
+    photos = {name: bundled_photo(name) for name in PHOTOS}
+    columns: dict[str, list[Image.Image]] = {}
+    for folder in folders:
+        concept = folder.name
+        model.use(concept)
+        teacher = StyleTransferTeacher(int(concept.removeprefix("style_")), TEACHER_SIZE)
+        for number, photo in enumerate(photos.values(), start=1):
+            small = resize(photo, [size, size], antialias=True).clamp(-1, 1)
+            taught = teacher.edit(photo, teacher.concepts[concept], [0])
+            columns.setdefault(f"photo {number}", []).append(to_image(small[0]))
+            columns.setdefault(f"teacher {number}", []).append(
+                to_image(resize(taught, [size, size], antialias=True).clamp(-1, 1)[0])
+            )
+            columns.setdefault(f"pocketgan {number}", []).append(to_image(model(small)[0]))
+    return comparison_sheet(columns, size)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--adapters", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    sheet(options.base, options.adapters).save(options.out)
