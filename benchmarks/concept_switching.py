@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from benchmarks.runs import commit
+from benchmarks.runs import command_block, commit
 from pocketgan.adapters import SwitchableGenerator, add_lora, save_adapter
 from pocketgan.networks import E2GANGenerator
 
@@ -94,6 +94,7 @@ def measure(width: int, size: int, turns: int) -> str:
             drift["PEFT"].append((merging(photo, tokens) - expected).abs().max().item())
     parameters = sum(parameter.numel() for parameter in base.parameters())
     lines = [
+        f"# How long does a change of concept take?\n\n{command_block(__doc__)}\n",
         f"Width {width} ({parameters:,} parameters), adapters of {stored / 1024:.0f} KiB with stem and head in full, "
         f"{turns} turns after 3 unmeasured ones, sides by turns in one run, {os.cpu_count()} cores, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, commit {commit()}.\n",

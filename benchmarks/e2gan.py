@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.runs import BATCH, SPLIT, Run, commit, last_figures, mean_and_spread, train_all
+from benchmarks.runs import BATCH, SETTING, SPLIT, Run, command_block, commit, last_figures, mean_and_spread, train_all
 from pocketgan.cli import main
 
 POOL = [f"style_{style:02d}" for style in range(18)]
@@ -248,41 +248,68 @@ class Benchmark:
             return [next(row for row in run.result() if row["images"] == images) for run in runs]
 
         def line(name: str, runs: list[Run], images: int) -> str:
-            rows, last = rows_at(runs, images), [run.result()[-1] for run in runs]
+            rows = rows_at(runs, images)
             figures = " | ".join(mean_and_spread([row[column] for row in rows]) for column in COLUMNS)
             return (
-                f"| {name} | {figures} | {statistics.mean(row['parameters'] for row in last):,.0f} | "
-                f"{statistics.mean(row['bytes'] for row in last) / 1024:,.0f} | "
+                f"| {name} | {figures} | {statistics.mean(row['parameters'] for row in rows):,.0f} | "
+                f"{statistics.mean(row['bytes'] for row in rows) / 1024:,.0f} | "
                 f"{statistics.mean(row['seconds'] for row in rows):.0f} | {images:,} |"
             )
+
+        def against(name: str, runs: list[Run], images: int, other: list[Run]) -> str:
+            """L1, SSIM and kid_lite0 less those of another method's run on the same concept and seed."""
+            cells = []
+            for column, sign in (("reconstruction", 1), ("kid_lite0", 1), ("ssim", -1)):
+                pairs = zip(rows_at(runs, images), rows_at(other, IMAGES), strict=True)
+                differences = [row[column] - reference[column] for row, reference in pairs]
+                better = sum(sign * difference < 0 for difference in differences)
+                cells.append(f"{mean_and_spread(differences)} ({better}/{len(differences)})")
+            return f"| {name} | {images:,} | {' | '.join(cells)} |"
 
         head = (
             "| method | " + " | ".join(COLUMNS) + " | trainable | KiB stored | s | images |\n|---|"
             + "---|" * (len(COLUMNS) + 4)
         )  # fmt: skip
-        lora = methods["LoRA, searched ranks"]
+        paired = "| method | images | L1 | kid_lite0 | SSIM |\n|---|---|---|---|---|"
+        lora, scratch, full = (methods[name] for name in ("LoRA, searched ranks", "from scratch", "full fine-tuning"))
         third = lora[0].images[0]
         lines = [
-            f"{len(self.seeds)} seeds × {len(HELD_OUT)} held-out concepts ({', '.join(HELD_OUT)}): mean ± standard "
-            f"deviation over all {len(lora)} runs. Base: {CONCEPTS} of {len(POOL)} concepts, {BASE_IMAGES:,} images. "
-            f"N = {lora[0].result()[-1]['images_per_concept']:.0f} test photos a concept. `seconds` are those of the "
-            f"training steps, {self.processes} trainings side by side with one thread each. Commit {commit()}.",
-            "\n## Equal images",
+            "# Which of E2GAN's claims hold at 64 px and width 16?\n",
+            f"{len(self.seeds)} seeds × {len(HELD_OUT)} held-out concepts ({', '.join(HELD_OUT)}), "
+            f"{len(lora)} runs a row. Base: {CONCEPTS} of {len(POOL)} concepts, {BASE_IMAGES:,} images, not counted in "
+            f"any row. Width 16, batch {BATCH}, {' '.join(SETTING[3:5])}. Relative ranks {RELATIVE}; stem and head in "
+            f"full. N = {lora[0].result()[-1]['images_per_concept']:.0f} test photos a concept. Seconds are those of "
+            f"training steps, without validation, {self.processes} trainings side by side on one thread each; the "
+            "search of ranks is done once for a base and not counted. Photos: the first 200 of shared assets' cc_by, "
+            f"split {SPLIT}. Commit {commit()}.\n",
+            f"{command_block(__doc__)}\n",
+            "## Equal images",
+            "Mean ± standard deviation over all runs; most of the spread is between concepts.\n",
             head,
             *(line(name, runs, IMAGES) for name, runs in methods.items()),
+            "\n## The same, run by run",
+            "Difference from LoRA with searched ranks on the same concept and seed: mean ± standard deviation, and in "
+            "how many runs the row is better.\n",
+            paired,
+            *(against(name, runs, IMAGES, lora) for name, runs in methods.items() if runs is not lora),
             "\n## Fewer and more images",
             head,
             line("LoRA, searched ranks", lora, third),
-            line("from scratch", methods["from scratch"], IMAGES),
-            line("from scratch", methods["from scratch"], 2 * IMAGES),
+            line("from scratch", scratch, IMAGES),
+            line("from scratch", scratch, 2 * IMAGES),
+            f"\nAgainst training from scratch on {IMAGES:,} images, run by run:\n",
+            paired,
+            against("LoRA, searched ranks", lora, third, scratch),
+            against("LoRA, searched ranks", lora, IMAGES, scratch),
             "\n## Equal training time",
-            "Median step on the tuning concept: "
+            "Median step, measured in turn: "
             + ", ".join(f"{method} {1e3 * step:.0f} ms" for method, step in self.steps.items())
-            + "; images that fit into the time of LoRA's follow from it.\n",
+            + ". Every LoRA row costs the same step but for its ranks, so that equal images are equal time among them; "
+            "the others see more images in LoRA's time.\n",
             head,
             line("LoRA, searched ranks", lora, IMAGES),
-            line("from scratch", methods["from scratch"], equal["scratch"]),
-            line("full fine-tuning", methods["full fine-tuning"], equal["full"]),
+            line("from scratch", scratch, equal["scratch"]),
+            line("full fine-tuning", full, equal["full"]),
             "\n## By concept, L1 at equal images",
             "| method | " + " | ".join(HELD_OUT) + " |\n|---|" + "---|" * len(HELD_OUT),
         ]
@@ -304,7 +331,10 @@ class Benchmark:
                     f"| {seed} | {row['factor'] or 'base'}{mark} | {row.get('parameters', '')} | "
                     f"{row.get('bytes', '')} | {row['images']} | {row['figures']['val/reconstruction']:.4f} |"
                 )
-        lines += ["\n## Learning rates", f"On {TUNING}, seed 0, L1 on validation photos; the least is taken.\n"]
+        lines += [
+            "\n## Learning rates",
+            f"On {TUNING}, seed 0, {IMAGES:,} images, L1 on validation photos; the least is taken.\n",
+        ]
         lines += [
             f"* {method}: " + ", ".join(f"{rate:g}: {self.tuning[method, rate]:.4f}" for rate in tried)
             + f" → {rates[method]:g}"

@@ -155,6 +155,11 @@ def commit() -> str:
     return found.stdout.strip()
 
 
+def command_block(docstring: str | None) -> str:
+    """The commands in a benchmark's docstring, its second paragraph, as Markdown."""
+    return "```bash\n" + (docstring or "").split("\n\n")[1].strip() + "\n```"
+
+
 def mean_and_spread(values: list[float], digits: int = 4) -> str:
     """``mean ± standard deviation`` of at least two values."""
     return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"

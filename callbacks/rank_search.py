@@ -41,8 +41,8 @@ def best_trial(values: list[float], base: float, tolerance: float, mode: Literal
     best = 0
     for place, value in enumerate(values[1:], start=1):
         gain = values[best] - value if mode == "min" else value - values[best]
-        # not "gain <= …": a NaN is no improvement either
-        if not gain > tolerance * abs(base) and not math.isnan(values[best]):
+        improves = gain > tolerance * abs(base) or (math.isnan(values[best]) and not math.isnan(value))
+        if not improves:
             return best, True
         best = place
     return best, False
@@ -68,7 +68,8 @@ class RankSearch(Callback):
 
     Args:
         factors: Upscale factors s, ascending.
-        metric: A logged validation figure, for example ``val/reconstruction``, ``val/kid_lite0`` or ``val/fid``.
+        metric: A logged validation figure, for example ``val/reconstruction``, ``val/kid_lite0`` or ``val/fid``; an
+            unknown one is refused after the base's validation, before any training.
         mode: Whether a small or a large figure is good.
         tolerance: See ``best_trial``.
         images_share: Images of all trials together as a share of the run's budget; at most a quarter.
@@ -96,6 +97,8 @@ class RankSearch(Callback):
             raise ValueError(f"factors {list(factors)} must be ascending whole numbers from 1, such as [1, 2, 4]")
         if not 0 < images_share <= 0.25:
             raise ValueError(f"images_share is {images_share}; a search may take up to 0.25 of an adaptation's images")
+        if mode == "min" and metric.rpartition("/")[2] in {"ssim", "psnr"}:
+            raise ValueError(f"{metric} is better when it is larger; set mode to max")
         if tolerance < 0:
             raise ValueError(f"tolerance is {tolerance}; give 0 or more")
         self.factors = factors
@@ -112,18 +115,18 @@ class RankSearch(Callback):
         return {"trace": self.trace, "ranks": self.ranks, "candidates": self._candidates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the last trial; measured latencies are not measured again."""
+        """Go on after the last trial, with the factors that were found to fit the budgets."""
         self.trace, self.ranks = state_dict["trace"], state_dict["ranks"]
         self._candidates = state_dict["candidates"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Decide which factors fit the budgets and allocate the largest ranks."""
+        """Allocate the largest ranks that fit the budget in bytes."""
         if stage != "fit":
             return
         if not isinstance(pl_module, LoRAAdaptation):
             raise TypeError(f"RankSearch serves LoRAAdaptation, this run trains a {type(pl_module).__name__}")
         self.trial_images = self._trial_images(trainer)
-        self._candidates = self._affordable(trainer, pl_module)
+        self._candidates = self._within_bytes(pl_module)
         largest = self._candidates[max(self._candidates)]
         if largest != ranks_of(pl_module.generator):
             pl_module.allocate(largest)
@@ -141,35 +144,42 @@ class RankSearch(Callback):
             )
         return batches * batch_size
 
-    def _affordable(self, trainer: Trainer, module: LoRAAdaptation) -> dict[int, dict[str, int]]:
+    def _within_bytes(self, module: LoRAAdaptation) -> dict[int, dict[str, int]]:
         candidates: dict[int, dict[str, int]] = {}
         self._left_out = []
         for factor in self.factors:
             ranks = scaled_ranks(module.adapter, factor)
-            if ranks in candidates.values():
-                self._left_out.append(f"factor {factor} gives no larger ranks: every layer is at its full rank")
-                break
-            adapter = resized(module.adapter, ranks)
-            size = stored_bytes(adapter)
+            size = stored_bytes(resized(module.adapter, ranks))
             if self.byte_budget is not None and size > self.byte_budget:
                 self._left_out.append(f"factor {factor} takes {size} bytes, above the budget of {self.byte_budget}")
-                break
-            if self.latency_budget_ms is not None:
-                latency_ms = trainer.strategy.broadcast(self._latency_ms(trainer, module, adapter))
-                if latency_ms > self.latency_budget_ms:
-                    self._left_out.append(
-                        f"factor {factor} takes {latency_ms:.1f} ms, above the budget of {self.latency_budget_ms:g} ms"
-                    )
-                    break
-            candidates[factor] = ranks
+            elif ranks in candidates.values():
+                self._left_out.append(f"factor {factor} gives no larger ranks: every layer is at its full rank")
+            else:
+                candidates[factor] = ranks
+        return self._some(candidates)
+
+    def _within_latency(self, trainer: Trainer, module: LoRAAdaptation) -> dict[int, dict[str, int]]:
+        candidates = {}
+        for factor, ranks in self._candidates.items():
+            latency_ms = trainer.strategy.broadcast(self._latency_ms(trainer, module, ranks))
+            if self.latency_budget_ms is None or latency_ms <= self.latency_budget_ms:
+                candidates[factor] = ranks
+            else:
+                self._left_out.append(
+                    f"factor {factor} takes {latency_ms:.1f} ms, above the budget of {self.latency_budget_ms:g} ms"
+                )
+        return self._some(candidates)
+
+    def _some(self, candidates: dict[int, dict[str, int]]) -> dict[int, dict[str, int]]:
         if not candidates:
             raise ValueError(f"{self._left_out[0]}; raise the budget or give smaller relative ranks in model.ranks")
         return candidates
 
-    def _latency_ms(self, trainer: Trainer, module: LoRAAdaptation, adapter: Any) -> float:
-        if not trainer.is_global_zero:
+    def _latency_ms(self, trainer: Trainer, module: LoRAAdaptation, ranks: dict[str, int]) -> float:
+        if self.latency_budget_ms is None or not trainer.is_global_zero:
             return 0.0
-        tokens = module.text_encoder_ema([module.base_concepts[0]], [""]).detach()
+        adapter = resized(module.adapter, ranks).cpu()
+        tokens = module.text_encoder_ema([module.concept], [module.prompts[module.concept]]).detach().cpu()
         size: int = trainer.datamodule.size  # type: ignore[attr-defined]
         return measure_latency(lambda photo: adapter(photo, tokens), size, self.latency_threads).median_ms
 
@@ -185,6 +195,7 @@ class RankSearch(Callback):
             )
         start = copy.deepcopy((pl_module.state_dict(), [optimizer.state_dict() for optimizer in trainer.optimizers]))
         if not self.trace:
+            self._candidates = self._within_latency(trainer, pl_module)
             figures = self._validate(trainer, pl_module)
             if self.metric not in figures:
                 raise ValueError(
@@ -222,10 +233,11 @@ class RankSearch(Callback):
                         break
         module.ema_halflife_images = halflife_images
         adapter = resized(module.generator, ranks)
+        trained = [*adapter.parameters(), *module.text_encoder.parameters()]
         return {
             "factor": factor,
             "ranks": ranks,
-            "parameters": sum(weight.numel() for weight in adapter.parameters() if weight.requires_grad),
+            "parameters": sum(weight.numel() for weight in trained if weight.requires_grad),
             "bytes": stored_bytes(adapter),
             "images": module.images_seen,
             "figures": self._validate(trainer, module),
@@ -257,8 +269,9 @@ class RankSearch(Callback):
     def _record(self, trainer: Trainer, row: dict[str, Any]) -> None:
         self.trace.append(row)
         figures = {name: value for name, value in row.items() if isinstance(value, int | float)}
+        ranks = {f"rank/{layer}": rank for layer, rank in row.get("ranks", {}).items()}
         for logger in trainer.loggers:
-            named = {**figures, **row["figures"]}
+            named = {**figures, **row["figures"], **ranks}
             logger.log_metrics({f"rank_search/{name}": float(value) for name, value in named.items()}, len(self.trace))
         if trainer.is_global_zero:
             self._write(trainer, TRACE_FILE, json.dumps(self.trace, indent=2))
@@ -274,7 +287,13 @@ class RankSearch(Callback):
         self.ranks = module.ranks = row["ranks"]
         for generator in (module.generator, module.generator_ema):
             keep_ranks(generator, self.ranks)
+        before, value = self.trace[0]["figures"][self.metric], row["figures"][self.metric]
         if trainer.is_global_zero:
+            if not (value < before if self.mode == "min" else value > before):
+                self._say(
+                    f"rank search: no trial is better than the base itself ({self.metric} {value:.4g} after, "
+                    f"{before:.4g} before); raise budget.images or check the learning rate"
+                )
             self._write(trainer, RANKS_FILE, yaml.safe_dump(self.ranks, sort_keys=False))
             for reason in self._left_out:
                 self._say(f"rank search: {reason}; left out")

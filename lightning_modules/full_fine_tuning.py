@@ -69,8 +69,10 @@ class FullFineTuning(PairedGAN):
         )
         self.generator.train()
         self.discriminator.requires_grad_(True).train()
+        self.base_concepts = trained.concepts
 
     def add_concepts(self, prompts: dict[str, str]) -> None:
         """Add the new concepts; the base's own tokens stay as they are."""
+        self.warn_of_known(prompts, self.base_concepts)
         super().add_concepts(prompts)
         self.text_encoder.learn_only(sorted(self.prompts))

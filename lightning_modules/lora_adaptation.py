@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
 from peft import PeftModel
 
 from lightning_modules.paired_gan import PairedGAN
@@ -116,6 +115,7 @@ class LoRAAdaptation(PairedGAN):
         """
         self.generator = cast(Generator, resized(cast(PeftModel, self.generator), ranks))
         self.generator_ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.lay_out()
 
     def add_concepts(self, prompts: dict[str, str]) -> None:
         """Add the one new concept; its tokens train, where tokens do.
@@ -128,10 +128,7 @@ class LoRAAdaptation(PairedGAN):
                 f"an adapter is for one concept, the data hold {', '.join(sorted({*self.prompts, *prompts}))}; "
                 "name one with --data.concepts '[NAME]'"
             )
-        for concept in sorted(set(prompts) & set(self.base_concepts)):
-            rank_zero_warn(
-                f"the base was trained on {concept} already; what this adapter shows says nothing of new concepts"
-            )
+        self.warn_of_known(prompts, self.base_concepts)
         super().add_concepts(prompts)
         self.text_encoder.learn_only(sorted(prompts))
 

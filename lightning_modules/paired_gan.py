@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -108,11 +109,23 @@ class PairedGAN(LightningModule):
         self.generator.check_size(data.size, data.size)
         if stage == "fit":
             self.add_concepts(data.prompts)
+        self.lay_out()
+
+    def lay_out(self) -> None:
+        """Apply memory format and compilation to the networks as they are now."""
         for network in (self.generator, self.generator_ema, self.discriminator):
             network.to(memory_format=self.memory_format)
         if self.compile_networks:
             self.generator.compile()
             self.discriminator.compile()
+
+    @staticmethod
+    def warn_of_known(concepts: Iterable[str], base_concepts: Iterable[str]) -> None:
+        """Warn of concepts that a base has seen, offered as new ones."""
+        for concept in sorted(set(concepts) & set(base_concepts)):
+            rank_zero_warn(
+                f"the base was trained on {concept} already; what this run shows says nothing of new concepts"
+            )
 
     def configure_optimizers(self) -> list[Optimizer]:
         """One optimizer for the generator with its text encoder, one for the discriminator."""

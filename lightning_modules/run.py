@@ -81,6 +81,9 @@ def load_run(run: Path, checkpoint: str = "last.ckpt") -> "PairedGAN":
     arguments["quality"] = {"class_path": "EditQuality", "init_args": {"feature_extractor": None, "lpips": False}}
     if "base" in arguments and not Path(arguments["base"]).exists():
         arguments["base"] = str(run.parent / Path(arguments["base"]).name)  # moved together with this run
+    state = torch.load(weights_file, map_location="cpu", weights_only=True)
+    if "allocated_ranks" in state:
+        arguments["ranks"] = state["allocated_ranks"]  # a rank file may be gone
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     with constructor_errors_unwrapped():
@@ -89,7 +92,6 @@ def load_run(run: Path, checkpoint: str = "last.ckpt") -> "PairedGAN":
         raise ValueError(
             f"run {run} holds a {type(module).__name__}, which edits no photos; give a base or adapter run"
         )
-    state = torch.load(weights_file, map_location="cpu", weights_only=True)
     module.on_load_checkpoint(state)
     module.load_state_dict(state["state_dict"])
     return module.eval()

@@ -1,6 +1,7 @@
 """Many concepts from one base: a `fit` and a `test` for each, and one table."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -15,27 +16,33 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
+from pocketgan.adapters import read_ranks
 from pocketgan.files import write_whole
+from pocketgan.pair_set import read_pairs
 
-RESULT_FILE, TABLE_FILE = "adapted.json", "adapters.csv"
+RESULT_FILE, SETTINGS_FILE, TABLE_FILE, RANKS_FILE = "adapted.json", "campaign.json", "adapters.csv", "ranks.yaml"
+Command = Callable[[list[str]], None]
 
 
 def run_campaign(
-    command: Callable[[list[str]], None],
+    command: Command,
     base: Path,
     pairs: Path,
     concepts: str,
     out: Path,
     config: Path | None = None,
     ranks: Path | None = None,
-    search: bool = False,
     devices: int = 1,
     fit_options: list[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Adapt a base to concepts, one run folder each; those that are done are skipped, those broken off go on.
+
+    A config with RankSearch searches the ranks on the first concept alone; ``out/ranks.yaml`` keeps them for the others
+    and for every later campaign into the same folder.
 
     Args:
         command: Runs one pocketgan command line, given without the program's name; used with one device.
@@ -44,8 +51,7 @@ def run_campaign(
         concepts: Names with commas between, or ``all``: every concept of the set that the base was not trained on.
         out: Gets ``<concept>/`` and ``adapters.csv``.
         config: The adaptation's YAML; ``configs/lora_adaptation/small.yaml`` if None.
-        ranks: YAML file of LoRA ranks for all; the config's own if None.
-        search: Search the ranks on the first concept; the others take what it found.
+        ranks: YAML file of LoRA ranks for all; the config's own, or those of its search, if None.
         devices: Number of GPUs, each with a concept of its own at a time; or of processes where there is none.
         fit_options: Further words of each ``fit``.
 
@@ -53,73 +59,73 @@ def run_campaign(
         A row for each concept: name, figures, and ``state`` (``new``, ``done before`` or ``failed: …``).
 
     Raises:
+        FileNotFoundError: Base, pair set, config or rank file is missing.
         ValueError: A concept or an option makes no sense, a run in ``out`` was made with other settings, or a concept
             failed; the others were finished first.
     """
     from lightning_modules import load_run, trained_data_of
     from pocketgan.digest import weights_digest
-    from pocketgan.pair_set import set_hash
 
-    if search and ranks is not None:
-        raise ValueError("--search and --ranks exclude each other; give the rank file alone to use ranks found before")
     if devices < 1:
         raise ValueError(f"devices is {devices}; give 1 or more")
     if ranks is not None and not ranks.is_file():
         raise FileNotFoundError(f"rank file {ranks} does not exist; RankSearch writes RUN/ranks.yaml")
     model = load_run(base)
     names = _chosen(concepts, pairs, model.concepts)
+    config = config or Path(str(files("configs") / "lora_adaptation" / "small.yaml"))
+    recipe, searches = _without_search(yaml.safe_load(config.read_text()))
     data = trained_data_of(base)
-    words = [
-        f"-c={config or files('configs') / 'lora_adaptation' / 'small.yaml'}",
-        f"--model.base={base}",
-        f"--data.root={pairs}",
-        *(f"--data.{key}={json.dumps(data[key])}" for key in ("size", "crop_from", "split", "seed")),
-        *(fit_options or []),
-    ]
+    options = [f"--data.{key}={json.dumps(data[key])}" for key in ("size", "crop_from", "split", "seed")]
+    # one process a concept, whatever the config says; the user's own words come last and win
+    options += ["--trainer.devices=1", "--trainer.strategy=auto", *(fit_options or [])]
     settings = {
         "base_sha256": weights_digest(model.generator_ema),
-        "pairs": set_hash(pairs),
-        "words": [word for word in words if not word.startswith(("--model.base=", "--data.root="))],
-        "ranks": ranks.read_text() if ranks else "searched" if search else "config",
+        "config": recipe,
+        "options": options,
+        "ranks": read_ranks(ranks) if ranks else "searched" if searches else "config",
     }
+    all_settings = {name: {**settings, "pairs": _pairs_digest(pairs, name)} for name in names}
     for name in names:
-        _check_settings(out / name, settings)
+        _check_settings(out / name, all_settings[name])
     out.mkdir(parents=True, exist_ok=True)
+    plain = out / "adaptation.yaml"
+    write_whole(plain, yaml.safe_dump(recipe, sort_keys=False).encode())
 
-    def adapt(name: str, run: Callable[[list[str]], None], *more: str) -> dict[str, Any]:
+    def adapt(name: str, run: Command, with_config: Path, rank_file: Path | None) -> dict[str, Any]:
         folder = out / name
         if (folder / RESULT_FILE).exists():
-            return {**json.loads((folder / RESULT_FILE).read_text())["row"], "state": "done before"}
+            return {**json.loads((folder / RESULT_FILE).read_text()), "state": "done before"}
         folder.mkdir(exist_ok=True)
-        write_whole(folder / "campaign.json", json.dumps(settings).encode())
+        write_whole(folder / SETTINGS_FILE, json.dumps(all_settings[name]).encode())
         start = time.monotonic()
-        resumed = ["--ckpt_path=last"] if (folder / "config.yaml").exists() else []
-        own = [f"--data.concepts=[{name}]", f"--trainer.default_root_dir={folder}"]
+        words = ["fit", f"-c={with_config}", f"--model.base={base}", f"--data.root={pairs}"]
+        words += [f"--data.concepts=[{name}]", f"--trainer.default_root_dir={folder}"]
+        words += [f"--model.ranks={rank_file}"] if rank_file else []
+        words += ["--ckpt_path=last"] if (folder / "config.yaml").exists() else []
         try:
-            run(["fit", *words, *own, *more, *resumed])
+            run([*words, *options])
             run(["test", f"-c={folder}/config.yaml"])
-        except (ValueError, TypeError, OSError, RuntimeError) as error:
-            # the next concept may well succeed; the campaign fails at its end
+        except Exception as error:  # whatever it is, the next concept may well succeed; the campaign fails at its end
             traceback.print_exc()
-            return {"concept": name, "state": f"failed: {str(error).splitlines()[0]}"}
+            return {"concept": name, "state": f"failed: {(str(error) or type(error).__name__).splitlines()[0]}"}
         row = {"concept": name, "seconds": round(time.monotonic() - start, 1), **_figures(folder)}
-        write_whole(folder / RESULT_FILE, json.dumps({"row": row}).encode())
+        write_whole(folder / RESULT_FILE, json.dumps(row).encode())
         return {**row, "state": "new"}
 
-    first = ["--trainer.callbacks+=RankSearch"] if search else []
-    shared = [f"--model.ranks={ranks}"] if ranks else []
-    rows = []
-    if search:
-        rows.append(adapt(names[0], command, *first))
-        found = out / names[0] / "ranks.yaml"
+    rows, found = [], out / RANKS_FILE
+    if searches and ranks is None:
         if not found.is_file():
-            raise ValueError(f"the rank search on {names[0]} {rows[0]['state']}")
-        shared = [f"--model.ranks={found}"]
+            rows.append(adapt(names[0], command, config, None))
+            searched = out / names[0] / RANKS_FILE
+            if not searched.is_file():
+                raise ValueError(f"the rank search on {names[0]} {rows[0]['state']}")
+            write_whole(found, searched.read_bytes())
+        ranks = found
     rest = names[len(rows) :]
     if devices == 1:
-        rows += [adapt(name, command, *shared) for name in rest]
+        rows += [adapt(name, command, plain, ranks) for name in rest]
     else:
-        rows += _side_by_side(rest, devices, lambda name, run: adapt(name, run, *shared))
+        rows += _side_by_side(rest, devices, out, lambda name, run: adapt(name, run, plain, ranks))
     _report(rows, out / TABLE_FILE)
     failed = [str(row["concept"]) for row in rows if str(row["state"]).startswith("failed")]
     if failed:
@@ -127,9 +133,20 @@ def run_campaign(
     return rows
 
 
-def _chosen(concepts: str, pairs: Path, known: list[str]) -> list[str]:
-    from pocketgan.pair_set import read_pairs
+def _without_search(recipe: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """A config's content without RankSearch among its callbacks, and whether it was there."""
+    callbacks = recipe.get("trainer", {}).get("callbacks") or []
+    kept = [callback for callback in callbacks if callback["class_path"].split(".")[-1] != "RankSearch"]
+    return {**recipe, "trainer": {**recipe.get("trainer", {}), "callbacks": kept}}, len(kept) < len(callbacks)
 
+
+def _pairs_digest(pairs: Path, concept: str) -> str:
+    """What tells a concept's pairs; other concepts of the set do not matter."""
+    lines = sorted(pair.photo_sha256 + pair.edit_sha256 for pair in read_pairs(pairs) if pair.concept == concept)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _chosen(concepts: str, pairs: Path, known: list[str]) -> list[str]:
     if not (pairs / "manifest.json").is_file():
         raise FileNotFoundError(f"{pairs} is no pair set (manifest.json is missing); make one with `pocketgan predict`")
     held = sorted({pair.concept for pair in read_pairs(pairs)})
@@ -146,7 +163,7 @@ def _chosen(concepts: str, pairs: Path, known: list[str]) -> list[str]:
 
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    file = folder / "campaign.json"
+    file = folder / SETTINGS_FILE
     if not file.is_file():
         if (folder / "config.yaml").exists():
             raise ValueError(f"{folder} holds a run that no campaign made; choose another --out")
@@ -172,34 +189,42 @@ def _figures(folder: Path) -> dict[str, float]:
 
 
 def _side_by_side(
-    names: list[str], devices: int, adapt: Callable[[str, Callable[[list[str]], None]], dict[str, Any]]
+    names: list[str], devices: int, out: Path, adapt: Callable[[str, Command], dict[str, Any]]
 ) -> list[dict[str, Any]]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    given = list(map(str, range(devices))) if visible is None else visible.split(",")[:devices]
     free: queue.Queue[str] = queue.Queue()
-    for device in visible.split(",")[:devices] if visible else map(str, range(devices)):
+    for device in given if len(given) == devices else [""] * devices:  # "": no GPU, processes alone
         free.put(device)
+    threads = str(max((os.cpu_count() or 1) // devices, 1))
 
     def on_a_device(name: str) -> dict[str, Any]:
         device = free.get()
+        environment = {"OMP_NUM_THREADS": threads, **os.environ, "CUDA_VISIBLE_DEVICES": device}
 
         def run(words: list[str]) -> None:
-            done = subprocess.run(
-                [sys.executable, "-m", "pocketgan", *words],
-                env={**os.environ, "CUDA_VISIBLE_DEVICES": device},
-                stderr=subprocess.PIPE,
-                text=True,
-                check=False,
-            )
+            log = out / name / "log.txt"
+            with log.open("a") as stream:
+                done = subprocess.run(
+                    [sys.executable, "-m", "pocketgan", *words],
+                    env=environment,
+                    stdout=stream,
+                    stderr=subprocess.STDOUT,
+                    check=False,
+                )
+            lines = log.read_text().splitlines()
+            for line in lines:
+                if "Warning:" in line:
+                    print(f"{name}: {line}", file=sys.stderr)  # noqa: T201
             if done.returncode:
-                lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-                raise RuntimeError(lines[-1])
+                raise RuntimeError(f"{lines[-1] if lines else done.returncode} (all of it: {log})")
 
         try:
             return adapt(name, run)
         finally:
             free.put(device)
 
-    with ThreadPoolExecutor(free.qsize()) as pool:
+    with ThreadPoolExecutor(devices) as pool:
         return list(pool.map(on_a_device, names))
 
 

@@ -415,7 +415,6 @@ def adapt(
     out: Path = Path("runs/adapters"),
     config: Path | None = None,
     ranks: Path | None = None,
-    search: bool = False,
     devices: int | None = None,
     fit_options: list[str] | None = None,
 ) -> None:
@@ -426,9 +425,9 @@ def adapt(
         pairs: Pair set.
         concepts: Names with commas between, or "all" that the base was not trained on.
         out: Folder that gets a run folder for each concept, and adapters.csv.
-        config: YAML of the adaptation; configs/lora_adaptation/small.yaml if not given.
+        config: YAML of the adaptation; configs/lora_adaptation/small.yaml if not given. With rank_search.yaml beside it
+            the ranks are searched on the first concept and serve all.
         ranks: File of LoRA ranks for all concepts, such as the ranks.yaml of a search; the config's if not given.
-        search: Search the ranks on the first concept and use them for all.
         devices: GPUs, each with one concept at a time; all that there are if not given.
         fit_options: Further options of each fit, for example '[--budget.images=800]'.
     """
@@ -437,7 +436,7 @@ def adapt(
     from pocketgan.campaign import run_campaign
 
     devices = devices or max(torch.cuda.device_count(), 1)
-    run_campaign(main, base, pairs, concepts, out, config, ranks, search, devices, fit_options)
+    run_campaign(main, base, pairs, concepts, out, config, ranks, devices, fit_options)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

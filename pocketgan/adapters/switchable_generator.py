@@ -32,7 +32,7 @@ class SwitchableGenerator(nn.Module):
     that a concept's output does not depend on what was used before.
 
     Args:
-        generator: The base's generator; a copy is used.
+        generator: The base's generator; it is kept, in eval mode and frozen, and a copy of it is changed.
         tokens: The base's own concepts and their prompt tokens (L, D); they need no delta.
         text_encoder: The base's ``TextEncoder.identity``; adapters of another are refused.
     """
@@ -97,7 +97,9 @@ class SwitchableGenerator(nn.Module):
             for name in {*self._deltas[self.concept], *self._whole[self.concept]} - {*deltas, *whole}:
                 weights[name].copy_(base[name])
         for name, (a, b, scale) in deltas.items():
-            torch.addmm(base[name].flatten(1), b, a, alpha=scale, out=weights[name].view(len(b), -1))
+            weight = base[name]
+            delta = torch.mm(b.to(weight), a.to(weight)).mul_(scale)
+            torch.add(weight, delta.view(weight.shape), out=weights[name])
         for name, value in whole.items():
             weights[name].copy_(value)
         self.concept = concept

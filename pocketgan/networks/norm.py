@@ -24,7 +24,7 @@ class InstanceNorm2d(nn.InstanceNorm2d):
 
     def forward(self, features: Tensor) -> Tensor:
         """Normalise."""
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() or features.shape[2:].numel() == 1:  # torch refuses a single pixel
             return super().forward(features)
         return F.group_norm(features, self.num_features, eps=self.eps)
 

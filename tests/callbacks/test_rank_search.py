@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def trace_of(run):
 
 @pytest.fixture(scope="module")
 def found(trained, tmp_path_factory):
-    """A run whose search always goes to the largest factor, since any change counts as better."""
+    """A run whose search accepts any improvement."""
     return searched(
         trained,
         tmp_path_factory.mktemp("found") / "run",
@@ -59,6 +60,7 @@ def found(trained, tmp_path_factory):
         ([0.02, -0.05], "min", (1, False)),  # a kernel distance may pass through 0
         ([0.5, math.nan], "min", (0, True)),
         ([math.nan, 0.5], "min", (1, False)),
+        ([math.nan, math.nan], "min", (0, True)),
     ],
 )
 def test_the_next_factor_must_improve_by_more_than_the_tolerance(values, mode, expected):
@@ -108,18 +110,40 @@ def test_files_of_the_best_trial(found):
     assert (found / "adapter" / "adapter_model.safetensors").stat().st_size == trials[1 + best]["bytes"]
 
 
-def test_stored_adapter_gives_the_run_s_own_output(trained, found):
+@pytest.fixture(scope="module")
+def masked(trained, tmp_path_factory):
+    """A run that keeps factor 1 with larger ranks allocated: nothing improves by twice the base's own figure."""
+    return searched(trained, tmp_path_factory.mktemp("masked") / "run", "--trainer.callbacks.tolerance=2")
+
+
+def test_stored_adapter_gives_the_run_s_own_output(trained, masked):
     """What lies beyond the found ranks was masked, so that cutting it off changes nothing."""
     photo = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    model = load_run(found)
+    model = load_run(masked)
     tokens = model.text_encoder_ema(["sepia"], [""])
-    stored = peft.PeftModel.from_pretrained(load_run(trained["base"]).generator_ema, found / "adapter")
+    stored = peft.PeftModel.from_pretrained(load_run(trained["base"]).generator_ema, masked / "adapter")
+    sizes = [sum(weight.numel() for weight in network.parameters()) for network in (stored, model.generator_ema)]
+    assert sizes[0] < sizes[1]
     with torch.no_grad():
         torch.testing.assert_close(stored(photo, tokens), model(photo, ["sepia", "sepia"]), atol=1e-6, rtol=0)
 
 
+def test_a_finished_search_resumes(trained, masked, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(masked, run)
+    trace = (run / "rank_search.json").read_text()
+    searched(trained, run, "--trainer.callbacks.tolerance=2", "--budget.images=120", "--ckpt_path=last")
+    assert (run / "rank_search.json").read_text() == trace
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["images_seen"] == 120
+    assert checkpoint["ranks"] == json.loads(trace)[1]["ranks"]
+    assert checkpoint["allocated_ranks"] != checkpoint["ranks"]
+    for name, rank in checkpoint["ranks"].items():
+        deltas = checkpoint["state_dict"][f"generator.base_model.model.{name}.lora_A.default.weight"]
+        assert not deltas[rank:].any()
+
+
 def test_the_first_factor_is_kept_where_none_improves(trained, tmp_path, capsys):
-    # nothing improves by twice the base's own figure
     run = searched(trained, tmp_path / "run", "--trainer.callbacks.tolerance=2")
     said = capsys.readouterr().out
     assert "no factor above 1 improves val/reconstruction by more than 2 of the base's figure" in said
@@ -180,7 +204,7 @@ def test_byte_budget_leaves_out_large_factors(trained, found, tmp_path):
 
 
 def test_latency_budget_leaves_out_slow_factors(trained, tmp_path, monkeypatch):
-    measured = iter((3.0, 9.0))
+    measured = iter((3.0, 9.0, 12.0))
     monkeypatch.setattr(
         "callbacks.rank_search.measure_latency",
         lambda model, size, threads: (
@@ -199,6 +223,7 @@ def test_latency_budget_leaves_out_slow_factors(trained, tmp_path, monkeypatch):
         ({"factors": ()}, "ascending"),
         ({"images_share": 0.5}, "up to 0.25"),
         ({"tolerance": -1}, "give 0 or more"),
+        ({"metric": "val/ssim"}, "set mode to max"),
     ],
 )
 def test_senseless_arguments_are_refused(arguments, message):

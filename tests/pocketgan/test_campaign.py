@@ -24,7 +24,7 @@ def started(tmp_path_factory):
     return base, pairs
 
 
-def adapt(started, out, concepts, *arguments, options="--budget.images=24"):
+def adapt(started, out, concepts, *arguments, options="--budget.images=24", config="e2gan"):
     base, pairs = started
     main(
         [
@@ -33,7 +33,7 @@ def adapt(started, out, concepts, *arguments, options="--budget.images=24"):
             f"--pairs={pairs}",
             f"--concepts={concepts}",
             f"--out={out}",
-            f"--config={TINY_CONFIGS / 'lora_adaptation' / 'e2gan.yaml'}",
+            f"--config={TINY_CONFIGS / 'lora_adaptation' / config}.yaml",
             f"--fit_options=[{options}]",
             *arguments,
         ]
@@ -62,11 +62,17 @@ def test_all_means_every_concept_that_the_base_lacks(started, tmp_path, capsys):
     assert (tmp_path / "out" / "sepia" / "metrics.csv").read_text() == before
 
 
-def test_ranks_found_on_the_first_serve_all(started, tmp_path):
-    adapt(started, tmp_path / "out", "sepia,mirrored", "--search", options="--budget.images=96")
-    found = yaml.safe_load((tmp_path / "out" / "sepia" / "ranks.yaml").read_text())
-    assert ranks_of(load_run(tmp_path / "out" / "mirrored").adapter) == found
-    assert not (tmp_path / "out" / "mirrored" / "rank_search.json").exists()
+def test_ranks_found_on_the_first_serve_all_and_later_campaigns(started, tmp_path):
+    out = tmp_path / "out"
+    adapt(started, out, "sepia", options="--budget.images=48", config="rank_search")
+    found = yaml.safe_load((out / "sepia" / "ranks.yaml").read_text())
+    adapt(started, out, "mirrored,sepia", options="--budget.images=48", config="rank_search")
+    assert ranks_of(load_run(out / "mirrored").adapter) == found
+    assert not (out / "mirrored" / "rank_search.json").exists()
+    # a run does not need the rank file any more
+    shutil.rmtree(out / "sepia")
+    (out / "ranks.yaml").unlink()
+    assert ranks_of(load_run(out / "mirrored").adapter) == found
 
 
 def test_a_broken_off_concept_goes_on(started, tmp_path):
@@ -104,9 +110,11 @@ def test_a_failing_concept_does_not_stop_the_others(started, tmp_path, monkeypat
     assert states == ["failed: the disk is full", "new"]
 
 
-def test_a_base_concept_is_named(started, tmp_path):
+def test_a_base_concept_is_named(started, tmp_path, capsys):
     with pytest.warns(UserWarning, match="the base was trained on inverted already"):
         adapt(started, tmp_path / "out", "inverted")
+    adapt(started, tmp_path / "side", "inverted", "--devices=2")
+    assert "inverted: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -114,7 +122,6 @@ def test_a_base_concept_is_named(started, tmp_path):
     [
         ("night", (), "unknown concept night; .* holds inverted, mirrored, sepia"),
         (",", (), "unknown concept"),
-        ("sepia", ("--search", "--ranks=r.yaml"), "exclude each other"),
         ("sepia", ("--ranks=r.yaml",), "rank file r.yaml does not exist"),
         ("sepia", ("--devices=-1",), "devices is -1"),
     ],
@@ -127,5 +134,5 @@ def test_bad_input_is_refused_first(started, tmp_path, concepts, arguments, mess
 
 def test_other_settings_are_refused(started, tmp_path):
     adapt(started, tmp_path / "out", "sepia")
-    with pytest.raises(SystemExit, match=r"was adapted with other settings \(words\); choose another --out"):
+    with pytest.raises(SystemExit, match=r"was adapted with other settings \(options\); choose another --out"):
         adapt(started, tmp_path / "out", "sepia", options="--budget.images=32")
