@@ -96,8 +96,9 @@ class Benchmark:
             f"64 px, width 16, bases on {BASE_IMAGES:,} images, adapters of rank 4 on {IMAGES} images of "
             f"{', '.join(CONCEPTS)}, {len(self.seeds)} seeds: mean ± standard deviation. N = "
             f"{base[0]['images_per_concept']:.0f} test photos a concept. The bases' learning rate is "
-            f"small.yaml's for all, the adapters' was chosen for each norm on {TUNING}: {rates}. Latency: ONNX Runtime, "
-            f"{size} px, 2 threads, median of {turns} exports by turns; in brackets against batch norm in the same turn. "
+            f"small.yaml's for all, the adapters' was chosen for each norm on {TUNING}: {rates}. Latency: ONNX "
+            f"Runtime, {size} px, 2 threads, median of {turns} exports by turns; in brackets against batch norm in the "
+            "same turn. "
             f"Commit {commit()}.\n\n{command_block(__doc__)}\n\n"
             f"| norm | {' | '.join(columns)} | adapter KiB | exported ms |\n|---|"
             + "---|" * 8
