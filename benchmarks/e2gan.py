@@ -46,6 +46,9 @@ class Benchmark:
     def __init__(self, pairs: Path, out: Path, seeds: int, processes: int) -> None:
         self.pairs, self.out, self.seeds, self.processes = pairs, out, range(seeds), processes
         out.mkdir(parents=True, exist_ok=True)
+        self.begun = out / "commit.txt"
+        if not self.begun.exists():
+            self.begun.write_text(commit())
 
     def common(self, concepts: str, seed: int) -> tuple[str, ...]:
         return (
@@ -281,7 +284,7 @@ class Benchmark:
             f"full. N = {lora[0].result()[-1]['images_per_concept']:.0f} test photos a concept. Seconds are those of "
             f"training steps, without validation, {self.processes} trainings side by side on one thread each; the "
             "search of ranks is done once for a base and not counted. Photos: the first 200 of shared assets' cc_by, "
-            f"split {SPLIT}. Commit {commit()}.\n",
+            f"split {SPLIT}. Begun at commit {self.begun.read_text()}.\n",
             f"{command_block(__doc__)}\n",
             "## Equal images",
             "Mean ± standard deviation over all runs; most of the spread is between concepts.\n",

@@ -90,7 +90,8 @@ def test_two_devices_take_a_concept_each(started, tmp_path):
     rows = adapt(started, tmp_path / "out", "sepia,mirrored", "--devices=2")
     assert [(row["concept"], row["state"]) for row in rows] == [("sepia", "new"), ("mirrored", "new")]
     alone = adapt(started, tmp_path / "alone", "sepia")
-    assert float(rows[0]["reconstruction"]) == pytest.approx(float(alone[0]["reconstruction"]), rel=1e-4)
+    # on another number of threads sums round otherwise, and Adam turns that into steps
+    assert float(rows[0]["reconstruction"]) == pytest.approx(float(alone[0]["reconstruction"]), rel=0.02)
 
 
 def test_a_failing_concept_does_not_stop_the_others(started, tmp_path, monkeypatch):
