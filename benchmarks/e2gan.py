@@ -1,4 +1,4 @@
-"""E2GAN's comparisons at 64 px and width 16: equal images, equal training time, three seeds.
+r"""E2GAN's comparisons at 64 px and width 16: equal images, equal training time, three seeds.
 
 pocketgan predict -c configs/synthesize/style_transfer.yaml --model.teacher.style null --model.size 128 \
     --data.root PHOTOS --data.limit 200 --trainer.default_root_dir POOL

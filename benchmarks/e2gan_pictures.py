@@ -1,4 +1,4 @@
-"""The README's picture of E2GAN: one row for each held-out concept, on photos that no training saw.
+r"""The README's picture of E2GAN: one row for each held-out concept, on photos that no training saw.
 
 pocketgan fit -c configs/base_gan/small.yaml --model.generator.width 32 --data.root POOL --data.concepts concepts.txt \
     --data.split '[0.6,0.2,0.2]' --budget.images 12800 --trainer.default_root_dir BASE
