@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ def lightning_steps(
     times, losses = [], []
     step = module.training_step
 
-    def marked(batch: dict[str, Any], batch_index: int) -> None:
+    def marked(_: BaseGAN, batch: dict[str, Any], batch_index: int) -> None:
         times.append(time.perf_counter())
         step(batch, batch_index)
 
@@ -103,7 +104,8 @@ def lightning_steps(
         losses.append(figures["train/reconstruction"].detach())
         log(figures, **options)
 
-    module.training_step, module.log_dict = marked, kept  # type: ignore[method-assign]
+    # a bound method, since Lightning counts the arguments of one
+    module.training_step, module.log_dict = MethodType(marked, module), kept  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a loader of tensors, no logger, no validation: meant
         module.images_seen = 0
