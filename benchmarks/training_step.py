@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from benchmarks.pix2pix import ResNet9, UNet, make_step, patch_discriminator
 from benchmarks.runs import command_block, commit, mean_and_spread
@@ -61,10 +62,11 @@ class Batches(LightningDataModule):
         super().__init__()
         self.batches, self.size = batches, batches[0][0].shape[-1]
 
-    def train_dataloader(self) -> list[dict[str, Any]]:
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Batches as PairedImages gives them."""
         names = {"concept": ["concept"], "prompt": ["a concept"]}
-        return [{"photo": photo, "edit": edit, **names} for photo, edit in self.batches]
+        items: Any = [{"photo": photo, "edit": edit, **names} for photo, edit in self.batches]
+        return DataLoader(items, batch_size=None)
 
 
 def our_module(generator: nn.Module, discriminator_width: int, **options: Any) -> BaseGAN:
