@@ -6,6 +6,7 @@ import io
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 import time
@@ -214,7 +215,7 @@ def _side_by_side(
                 )
             lines = log.read_text().splitlines()
             for line in lines:
-                if "Warning:" in line:
+                if re.search(r"\.py:\d+: ", line):  # a warning, as Python and Lightning write it
                     print(f"{name}: {line}", file=sys.stderr)  # noqa: T201
             if done.returncode:
                 raise RuntimeError(f"{lines[-1] if lines else done.returncode} (all of it: {log})")
