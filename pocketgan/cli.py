@@ -45,6 +45,8 @@ def _ignore_upstream_warnings() -> None:
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     # a small set has fewer batches in a pass than lie between two logged ones
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
+    # the summary counts bytes as of float32, which the weights are
+    warnings.filterwarnings("ignore", message="Precision bf16-mixed is not supported by the model summary")
     # an advertisement
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in str(record.msg)

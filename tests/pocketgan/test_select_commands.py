@@ -55,7 +55,8 @@ def families(tmp_path, monkeypatch):
         edit = tiny.CONCEPTS[name]
         monkeypatch.setitem(tiny.CONCEPTS, f"{name}_pale", lambda photo, edit=edit: 0.97 * edit(photo))
     monkeypatch.setitem(tiny.CONCEPTS, "sepia_dark", lambda photo: 0.97 * tiny.CONCEPTS["sepia"](photo) - 0.02)
-    return make_pair_set(tmp_path / "families", concepts=tuple(tiny.CONCEPTS))
+    names = ("inverted", "inverted_pale", "sepia", "sepia_pale", "sepia_dark")
+    return make_pair_set(tmp_path / "families", concepts=names)
 
 
 @pytest.fixture
