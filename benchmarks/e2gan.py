@@ -19,6 +19,7 @@ import yaml
 
 from benchmarks.runs import BATCH, SETTING, SPLIT, Run, command_block, commit, last_figures, mean_and_spread, train_all
 from pocketgan.cli import main
+from pocketgan.selection import read_selection
 
 POOL = [f"style_{style:02d}" for style in range(18)]
 HELD_OUT = ["style_18", "style_19", "style_21", "style_22", "style_24"]
@@ -37,6 +38,7 @@ RATES = {
     "lora_single_base": LORA_RATES,
 }
 TIMED = ("scratch", "full", "lora")
+KINDS = ("clustered", "random", "single")
 COLUMNS = ("kid_lite0", "reconstruction", "ssim")
 
 
@@ -193,8 +195,7 @@ class Benchmark:
     def run(self) -> str:
         """Train everything that is not there yet and write the page."""
         self.choose()
-        kinds = ("clustered", "random", "single")
-        train_all([self.base(kind, seed) for seed in self.seeds for kind in kinds], self.processes)
+        train_all([self.base(kind, seed) for seed in self.seeds for kind in KINDS], self.processes)
         rates = self.tuned()
         print(f"learning rates {rates}, steps {self.steps}", flush=True)
         searches = self.searched(rates["lora"])
@@ -343,14 +344,12 @@ class Benchmark:
             + f" → {rates[method]:g}"
             for method, tried in RATES.items()
         ]  # fmt: skip
-        chosen = {
-            kind: (self.out / f"concepts_{kind}_0.txt").read_text().split("\n") for kind in ("clustered", "random")
-        }
-        lines += ["\n## Concepts of the bases, seed 0"]
-        lines += [
-            f"* {kind}: {', '.join(name for name in names if name.startswith('style_'))}"
-            for kind, names in chosen.items()
-        ]
+        lines += ["\n## The bases", "| kind | seed | L1 on its own concepts | SSIM | concepts |\n|---|---|---|---|---|"]
+        for kind in KINDS:
+            for seed in self.seeds:
+                row = self.base(kind, seed).result()[-1]
+                names = ", ".join(read_selection(self.out / f"concepts_{kind}_{seed}.txt"))
+                lines.append(f"| {kind} | {seed} | {row['reconstruction']:.3f} | {row['ssim']:.3f} | {names} |")
         return "\n".join(lines)
 
 
