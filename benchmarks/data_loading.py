@@ -1,7 +1,7 @@
 """How many pairs does a CPU second load: PairedImages against ImageFolder, litdata and webdataset on the same pairs?
 
 pip install -c constraints.txt -e '.[benchmark]'
-python benchmarks/data_loading.py --pairs PAIR_SET > benchmarks/data_loading.md
+python -m benchmarks.data_loading --pairs PAIR_SET > benchmarks/data_loading.md
 """
 
 import argparse
@@ -10,7 +10,6 @@ import hashlib
 import io
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import textwrap
@@ -31,6 +30,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
+from benchmarks.runs import commit
 from datamodules import PairedImages
 from pocketgan.pair_set import Pair, read_pairs
 
@@ -239,7 +239,6 @@ def page(options: argparse.Namespace, work: Path) -> str:
     versions = ", ".join(
         f"{name} {version(name)}" for name in ("torch", "torchvision", "pillow", "litdata", "webdataset")
     )
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     answer = f"PairedImages loads {statistics.median(cpu[OURS]):.0f} pairs in a CPU second. That is {compared}."
     reason = (
         "The gain over the first three is that of decoding once: PairedImages keeps the decoded bytes in a memory map, "
@@ -251,7 +250,7 @@ def page(options: argparse.Namespace, work: Path) -> str:
         f"shuffled, as two float batches of ({options.batch_size}, 3, {options.size}, {options.size}) in [-1, 1], half "
         "of the pairs mirrored; a first pass checks every pair bit by bit. The loaders take turns; "
         f"{options.repetitions} passes each. No loader processes. {os.cpu_count()} CPU cores, "
-        f"threads: {options.threads}, {versions}, commit {commit.stdout.strip()}"
+        f"threads: {options.threads}, {versions}, commit {commit()}"
     )
     return f"""# How many pairs does a CPU second load?
 {textwrap.fill(answer, 118)}
@@ -271,7 +270,7 @@ def page(options: argparse.Namespace, work: Path) -> str:
 * The others' bytes go through PairedImages' `on_after_batch_transfer` too.
 
 ```bash
-python benchmarks/data_loading.py --pairs PAIR_SET --size {options.size} --batch-size {options.batch_size} \
+python -m benchmarks.data_loading --pairs PAIR_SET --size {options.size} --batch-size {options.batch_size} \
 --repetitions {options.repetitions} --threads {options.threads} > benchmarks/data_loading.md
 ```"""
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.runs import BATCH, SETTING, SPLIT, Run, command_block, commit, last_figures, mean_and_spread, train_all
+from benchmarks.runs import BATCH, SETTING, SPLIT, Run, command_block, commit, mean_and_spread, train_all
 from pocketgan.cli import main
+from pocketgan.run_folder import last_figures
 from pocketgan.selection import read_selection
 
 POOL = [f"style_{style:02d}" for style in range(18)]

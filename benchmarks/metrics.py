@@ -1,12 +1,11 @@
 """Are our distances the values of clean-fid and torchmetrics, and how long do they take on the same features?
 
-python benchmarks/metrics.py > benchmarks/metrics.md
+python -m benchmarks.metrics > benchmarks/metrics.md
 """
 
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import textwrap
 import time
@@ -23,6 +22,7 @@ from torch.nn import functional as F
 from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
+from benchmarks.runs import commit
 from pocketgan.metrics import frechet_distance, kernel_distance, kernel_distance_interval
 
 Distance = Callable[[Tensor, Tensor], float]
@@ -135,7 +135,6 @@ if __name__ == "__main__":
     with threadpool_limits(options.threads):
         frechet_sentence, frechet_table = compare("Fréchet distance", FRECHET, sets, options.repetitions)
         kernel_sentence, kernel_table = compare("Kernel distance", KERNEL, sets, options.repetitions)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "scipy", "clean-fid", "torchmetrics"))
     print(f"""# Are our distances clean-fid's and torchmetrics' values, and what do they cost?
 {frechet_sentence}
@@ -144,7 +143,7 @@ if __name__ == "__main__":
 Two sets of N features of D = {options.features}, float64, positive, correlated, seed 0; covariances of rank N - 1 where
 N ≤ D. Times are from features to distance, so with mean and covariance where these are needed. The computations take
 turns; {options.repetitions} repetitions. {os.cpu_count()} CPU cores, threads: {options.threads}, {versions}, commit
-{commit.stdout.strip()}
+{commit()}
 
 ## Fréchet distance
 clean-fid takes scipy's `sqrtm` of a D×D matrix, torchmetrics its eigenvalues, we singular values of a matrix of size
@@ -159,5 +158,5 @@ interval as well (1,000 resamples).
 {kernel_table}
 
 ```bash
-python benchmarks/metrics.py{"".join(f" {word}" for word in sys.argv[1:])} > benchmarks/metrics.md
+python -m benchmarks.metrics{"".join(f" {word}" for word in sys.argv[1:])} > benchmarks/metrics.md
 ```""")

@@ -11,8 +11,9 @@ import statistics
 from pathlib import Path
 
 from benchmarks.e2gan import BASE_IMAGES
-from benchmarks.runs import Run, command_block, commit, last_figures, mean_and_spread, train_all
+from benchmarks.runs import Run, command_block, commit, mean_and_spread, train_all
 from pocketgan.cli import main
+from pocketgan.run_folder import last_figures
 
 NORMS, IMAGES = ("InstanceNorm", "GroupNorm", "BatchNorm"), 800
 # held out of the bases, and none of those that benchmarks/e2gan.py reports

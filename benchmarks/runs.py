@@ -1,6 +1,5 @@
 """Runs that several benchmarks share: trained once, measured on the test photos, found again when started again."""
 
-import csv
 import json
 import os
 import shutil
@@ -13,6 +12,8 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from pocketgan.run_folder import adapter_bytes, last_figures
 
 SPLIT, BATCH = "[0.6,0.2,0.2]", 4
 # of all trainings here, whatever a YAML says: 64 px, chosen by a short trial of the base
@@ -94,23 +95,12 @@ def train(run: Run) -> None:
         finally:
             PairedGAN.training_step = step  # type: ignore[method-assign]
         main(["test", f"-c={run.folder}/config.yaml", "--trainer.enable_progress_bar=false"])
-        row = {**last_figures(run.folder), "step_seconds": statistics.median(seconds)}
+        row = {**last_figures(run.folder, "test"), "step_seconds": statistics.median(seconds)}
         row["seconds"] = sum(seconds) + (rows[-1]["seconds"] if rows else 0)
         if row["images"] != images:
             raise RuntimeError(f"{run.folder} was tested at {row['images']} images, not at {images}; delete it")
         rows.append({**row, **sizes(run.folder)})
         file.write_text(json.dumps(rows, indent=2))
-
-
-def last_figures(folder: Path, stage: str = "test") -> dict[str, float]:
-    """The last figures of a stage in metrics.csv, without the stage's name."""
-    with (folder / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row.get(f"{stage}/reconstruction")]
-    return {
-        name.removeprefix(f"{stage}/"): float(value)
-        for name, value in rows[-1].items()
-        if value and (name.startswith(f"{stage}/") or name == "images")
-    }
 
 
 def sizes(folder: Path) -> dict[str, float]:
@@ -122,14 +112,13 @@ def sizes(folder: Path) -> dict[str, float]:
     model = load_run(folder)
     tokens = [tokens for name, tokens in model.text_encoder.named_parameters() if model.concepts[0] in name]
     if isinstance(model, LoRAAdaptation):
-        stored = sum(file.stat().st_size for file in (folder / "adapter").glob("*.safetensors"))
         # the adapter as it is stored is trainable where the module's own generator is
         trained = sum(
             tensor.numel()
             for name, tensor in model.adapter.named_parameters()
             if "lora_" in name or "modules_to_save" in name
         )
-        return {"parameters": trained + sum(map(torch.numel, tokens)), "bytes": stored}
+        return {"parameters": trained + sum(map(torch.numel, tokens)), "bytes": adapter_bytes(folder)}
     weights = [*model.generator_ema.state_dict().values(), *tokens]
     trained = sum(weight.numel() for weight in model.generator.parameters()) + sum(map(torch.numel, tokens))
     return {"parameters": trained, "bytes": sum(weight.numel() * weight.element_size() for weight in weights)}

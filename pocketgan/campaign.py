@@ -24,6 +24,7 @@ from rich.table import Table
 from pocketgan.adapters import read_ranks
 from pocketgan.files import write_whole
 from pocketgan.pair_set import read_pairs
+from pocketgan.run_folder import adapter_bytes, last_figures
 
 RESULT_FILE, SETTINGS_FILE, TABLE_FILE, RANKS_FILE = "adapted.json", "campaign.json", "adapters.csv", "ranks.yaml"
 Command = Callable[[list[str]], None]
@@ -109,7 +110,9 @@ def run_campaign(
         except Exception as error:  # whatever it is, the next concept may well succeed; the campaign fails at its end
             traceback.print_exc()
             return {"concept": name, "state": f"failed: {(str(error) or type(error).__name__).splitlines()[0]}"}
-        row = {"concept": name, "seconds": round(time.monotonic() - start, 1), **_figures(folder)}
+        seconds, figures = round(time.monotonic() - start, 1), last_figures(folder, "test")
+        first = {"concept": name, "seconds": seconds, "images": figures["images"], "bytes": adapter_bytes(folder)}
+        row = {**first, **figures}
         write_whole(folder / RESULT_FILE, json.dumps(row).encode())
         return {**row, "state": "new"}
 
@@ -175,18 +178,6 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
         raise ValueError(
             f"{folder} was adapted with other settings ({', '.join(other)}); choose another --out or delete it"
         )
-
-
-def _figures(folder: Path) -> dict[str, float]:
-    with (folder / "metrics.csv").open() as file:
-        tested = [row for row in csv.DictReader(file) if row.get("test/reconstruction")][-1]
-    figures = {name.removeprefix("test/"): value for name, value in tested.items() if name.startswith("test/")}
-    stored = sum(file.stat().st_size for file in (folder / "adapter").glob("*.safetensors"))
-    return {
-        "images": float(tested["images"]),
-        "bytes": stored,
-        **{name: float(value) for name, value in figures.items() if value},
-    }
 
 
 def _side_by_side(

@@ -1,6 +1,5 @@
 """The whole pipeline on embedded defaults, by the same commands and YAMLs that a user types."""
 
-import csv
 import io
 import itertools
 import json
@@ -19,6 +18,7 @@ from pocketgan.files import write_whole
 from pocketgan.images import find_images
 from pocketgan.pair_set import Pair, read_pairs
 from pocketgan.report import comparison_sheet, write_report
+from pocketgan.run_folder import adapter_bytes, last_figures
 
 BASE_STYLES, NEW_STYLE = (19, 11, 24), 4
 CROPS = 128
@@ -180,9 +180,7 @@ def _report(out: Path, root: Path, held_out: list[Pair], exported: Path, seconds
     sheet.save(picture, format="PNG")
     write_whole(out / "report.png", picture.getvalue())
     figures = json.loads(exported.with_suffix(".json").read_text())
-    adapter_bytes = sum(file.stat().st_size for file in (out / "adapted" / "adapter").glob("*.safetensors"))
-    with (out / "adapted" / "metrics.csv").open() as rows:
-        tested = [row for row in csv.DictReader(rows) if row.get("test/reconstruction")][-1]
+    tested = last_figures(out / "adapted", "test")
     write_report(
         out / "report.html",
         sheet,
@@ -192,14 +190,10 @@ def _report(out: Path, root: Path, held_out: list[Pair], exported: Path, seconds
             f"training saw. All pictures are {SIZE} px."
         ),
         tables={
-            "On unseen photos": {
-                name.removeprefix("test/"): f"{float(value):.4g}"
-                for name, value in tested.items()
-                if name.startswith("test/") and value
-            },
+            "On unseen photos": {name: f"{value:.4g}" for name, value in tested.items() if name != "images"},
             "Model": {
                 "exported file": f"{exported.stat().st_size / 1024:.0f} KiB",
-                "adapter": f"{adapter_bytes / 1024:.0f} KiB",
+                "adapter": f"{adapter_bytes(out / 'adapted') / 1024:.0f} KiB",
                 f"latency at {figures['size']} px, {figures['threads']} threads": (
                     f"median {figures['median_ms']:.1f} ms, p95 {figures['p95_ms']:.1f} ms"
                 ),

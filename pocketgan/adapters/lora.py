@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pocketgan.digest import weights_digest
 from pocketgan.networks import Generator
 
-_ADAPTER = "default"  # PEFT's name for the one adapter of a model
+ADAPTER_NAME = "default"  # PEFT's name for the one adapter of a model
 
 
 def layer_ranks(generator: Generator, ranks: dict[str, int]) -> dict[str, int]:
@@ -117,17 +117,18 @@ def read_ranks(file: Path) -> dict[str, int]:
 
 def ranks_of(adapted: PeftModel) -> dict[str, int]:
     """Ranks by full name of the generator's layer."""
-    return dict(adapted.peft_config[_ADAPTER].rank_pattern)
+    return dict(adapted.peft_config[ADAPTER_NAME].rank_pattern)
 
 
-def _lora_layers(adapted: PeftModel) -> dict[str, LoraLayer]:
+def lora_layers(adapted: PeftModel) -> dict[str, LoraLayer]:
+    """Layers with a delta by the generator's own name for them."""
     generator = adapted.get_base_model()
     return {name: layer for name, layer in generator.named_modules() if isinstance(layer, LoraLayer)}
 
 
 def scaled_ranks(adapted: PeftModel, factor: int) -> dict[str, int]:
     """The ranks times a factor, each at most its layer's smaller dimension: beyond that a delta gains nothing."""
-    layers = _lora_layers(adapted)
+    layers = lora_layers(adapted)
     return {
         name: min(factor * rank, len(layers[name].weight), layers[name].weight[0].numel())
         for name, rank in ranks_of(adapted).items()
@@ -147,7 +148,7 @@ def resized(adapted: PeftModel, ranks: dict[str, int]) -> PeftModel:
     with torch.no_grad():
         base = copy.deepcopy(adapted).unload()
         base.requires_grad_(False)
-        copied = add_lora(base, ranks, list(adapted.peft_config[_ADAPTER].modules_to_save or []))
+        copied = add_lora(base, ranks, list(adapted.peft_config[ADAPTER_NAME].modules_to_save or []))
         state, found = copied.state_dict(), adapted.state_dict()
         for name, tensor in state.items():
             if name in found:
@@ -169,9 +170,9 @@ def keep_ranks(adapted: PeftModel, ranks: dict[str, int]) -> None:
         adapted: What ``add_lora`` made; changed in place.
         ranks: Rank by full name of the layer; 0 for those not named.
     """
-    for name, layer in _lora_layers(adapted).items():
-        layer.lora_A[_ADAPTER].weight[ranks.get(name, 0) :] = 0
-        layer.lora_B[_ADAPTER].weight[:, ranks.get(name, 0) :] = 0
+    for name, layer in lora_layers(adapted).items():
+        layer.lora_A[ADAPTER_NAME].weight[ranks.get(name, 0) :] = 0
+        layer.lora_B[ADAPTER_NAME].weight[:, ranks.get(name, 0) :] = 0
 
 
 def stored_bytes(adapted: PeftModel) -> int:

@@ -6,14 +6,11 @@ from typing import NamedTuple
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from pocketgan.adapters.lora import read_tokens
+from pocketgan.adapters.lora import ADAPTER_NAME, lora_layers, read_tokens
 from pocketgan.networks import Generator
-
-_ADAPTER = "default"
 
 
 class _Delta(NamedTuple):
@@ -67,17 +64,19 @@ class SwitchableGenerator(nn.Module):
         ((concept, tokens),) = read_tokens(folder, self.base, self.text_encoder).items()
         if concept in self._tokens:
             raise ValueError(f"{folder} is for {concept}, which is here already; each concept is added once")
-        adapted = PeftModel.from_pretrained(copy.deepcopy(self.base), folder).get_base_model()
-        deltas, whole = {}, {}
-        for name, layer in adapted.named_modules():
-            if isinstance(layer, LoraLayer):
-                deltas[f"{name}.weight"] = _Delta(
-                    layer.lora_A[_ADAPTER].weight.detach().flatten(1).clone(),
-                    layer.lora_B[_ADAPTER].weight.detach().flatten(1).clone(),
-                    layer.scaling[_ADAPTER],
-                )
-            elif isinstance(layer, ModulesToSaveWrapper):
-                trained = layer.modules_to_save[_ADAPTER].state_dict()
+        adapted = PeftModel.from_pretrained(copy.deepcopy(self.base), folder)
+        deltas = {
+            f"{name}.weight": _Delta(
+                layer.lora_A[ADAPTER_NAME].weight.detach().flatten(1).clone(),
+                layer.lora_B[ADAPTER_NAME].weight.detach().flatten(1).clone(),
+                layer.scaling[ADAPTER_NAME],
+            )
+            for name, layer in lora_layers(adapted).items()
+        }
+        whole = {}
+        for name, layer in adapted.get_base_model().named_modules():
+            if isinstance(layer, ModulesToSaveWrapper):
+                trained = layer.modules_to_save[ADAPTER_NAME].state_dict()
                 whole.update({f"{name}.{key}": value.clone() for key, value in trained.items()})
         self._tokens[concept], self._deltas[concept], self._whole[concept] = tokens, deltas, whole
         return concept

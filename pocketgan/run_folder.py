@@ -1,0 +1,29 @@
+"""What a run leaves in its folder, read back without Lightning."""
+
+import csv
+from pathlib import Path
+
+
+def last_figures(run: Path, stage: str) -> dict[str, float]:
+    """The last figures that a stage left in ``metrics.csv``.
+
+    Args:
+        run: Run folder.
+        stage: ``val`` or ``test``.
+
+    Returns:
+        Figures by name without the stage, and ``images``, the images seen by then.
+    """
+    with (run / "metrics.csv").open() as file:
+        row = [row for row in csv.DictReader(file) if row.get(f"{stage}/reconstruction")][-1]
+    prefix = f"{stage}/"
+    return {
+        name.removeprefix(prefix): float(value)
+        for name, value in row.items()
+        if value and (name.startswith(prefix) or name == "images")
+    }
+
+
+def adapter_bytes(run: Path) -> int:
+    """What an adapter's weights and prompt tokens take on disk."""
+    return sum(file.stat().st_size for file in (run / "adapter").glob("*.safetensors"))
