@@ -222,8 +222,6 @@ class RankSearch(Callback):
         begun = time.perf_counter()
         for generator in (module.generator, module.generator_ema):
             keep_ranks(generator, ranks)
-        halflife_images = module.ema_halflife_images
-        module.ema_halflife_images = min(halflife_images, self.trial_images / 8)
         devices = [trainer.strategy.root_device] if trainer.strategy.root_device.type == "cuda" else []
         with torch.random.fork_rng(devices), _unlogged(module):
             while module.images_seen < self.trial_images:
@@ -231,7 +229,6 @@ class RankSearch(Callback):
                     trainer.strategy.training_step(trainer.strategy.batch_to_device(batch), index)
                     if module.images_seen >= self.trial_images:
                         break
-        module.ema_halflife_images = halflife_images
         adapter = resized(module.generator, ranks)
         trained = [*adapter.parameters(), *module.text_encoder.parameters()]
         return {

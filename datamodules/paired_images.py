@@ -3,12 +3,10 @@
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,110 +15,24 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from rich.progress import track
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from torchvision.transforms.functional import center_crop
 
 from datamodules.image_clock_sampler import ImageClockSampler
+from datamodules.pair_files import (
+    SPLITS,
+    PairFile,
+    Split,
+    pairs_of_aligned_folder,
+    pairs_of_pair_set,
+    split_of_groups,
+)
 from pocketgan.files import explained_write_error, sha256_of
-from pocketgan.images import IMAGE_SUFFIXES, load_photo
+from pocketgan.images import load_photo
 from pocketgan.metrics import FeatureExtractor, reference_features
-from pocketgan.pair_set import Pair, is_unfinished, read_pairs, set_hash
+from pocketgan.pair_set import is_unfinished, set_hash
 from pocketgan.selection import read_selection
-
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
-
-
-@dataclass(frozen=True)
-class PairFile:
-    """One pair of a source: where its two pictures are, and on which side of the split its photo stands.
-
-    Attributes:
-        concept: Name of the edit.
-        prompt: Its text.
-        photo: File of the photo.
-        edit: File of the edit; the same file as ``photo`` where both stand side by side in one picture.
-        group: Pairs of one group come from one photo and stay on one side of the split.
-        split: The side that the source itself gives, if it gives one.
-        sha256: Expected digests of the two files, where the source has them.
-    """
-
-    concept: str
-    prompt: str
-    photo: Path
-    edit: Path
-    group: str
-    split: Split | None = None
-    sha256: tuple[str, str] | None = None
-
-
-def pairs_of_pair_set(root: Path) -> list[PairFile]:
-    """List a pair set's pairs; crops of one source photo form one group, and so do equal photos of two names."""
-    pairs = read_pairs(root)
-    nodes = {name: number for number, name in enumerate({key for pair in pairs for key in _photo_keys(pair)})}
-    edges = np.array([[nodes[key] for key in _photo_keys(pair)] for pair in pairs]).reshape(-1, 2).T
-    graph = coo_array((np.ones(edges.shape[1]), tuple(edges)), shape=(len(nodes), len(nodes)))
-    component = connected_components(graph, directed=False)[1]
-    # named after its first photo, so that the name does not depend on numbering
-    group: dict[int, str] = {}
-    for pair in pairs:
-        group.setdefault(component[nodes[_photo_keys(pair)[0]]], pair.source or pair.photo_sha256)
-    return [
-        PairFile(
-            concept=pair.concept,
-            prompt=pair.prompt,
-            photo=root / pair.photo_file_name,
-            edit=root / pair.edit_file_name,
-            group=group[component[nodes[_photo_keys(pair)[0]]]],
-            sha256=(pair.photo_sha256, pair.edit_sha256),
-        )
-        for pair in pairs
-    ]
-
-
-def _photo_keys(pair: Pair) -> tuple[str, str]:
-    return f"sha256:{pair.photo_sha256}", f"source:{pair.source or pair.photo_sha256}"
-
-
-def pairs_of_aligned_folder(root: Path) -> list[PairFile]:
-    """List the pictures of pytorch-CycleGAN-and-pix2pix's aligned layout: photo left, edit right, in train, val, test.
-
-    The one concept is named after the folder. A folder with train alone is split by photo.
-    """
-    concept = re.sub(r"[^A-Za-z0-9_-]+", "_", root.name)
-    pairs = [
-        PairFile(concept, root.name, file, file, f"{split}/{file.name}", split)
-        for split in SPLITS
-        for file in sorted((root / split).glob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES
-    ]
-    given = {pair.split for pair in pairs}
-    if given == {"train"}:
-        return [PairFile(pair.concept, pair.prompt, pair.photo, pair.edit, pair.group) for pair in pairs]
-    missing = ", ".join(split for split in SPLITS if split not in given)
-    if missing:
-        raise ValueError(
-            f"aligned folder {root} has no pictures under {missing}; give train alone, or train, val and test"
-        )
-    return pairs
-
-
-def split_of_groups(groups: set[str], fractions: tuple[float, float, float], seed: int) -> dict[str, Split]:
-    """Deal groups to train, val and test in the order of a seeded hash, so that a group's side needs no file.
-
-    Each of val and test gets at least one group where its fraction is above 0.
-    """
-    order = sorted(groups, key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).digest())
-    held_out = [max(round(fraction * len(order)), 1) if fraction else 0 for fraction in fractions[1:]]
-    if sum(held_out) >= len(order):
-        raise ValueError(
-            f"{len(order)} photos cannot be split into train, val and test; give at least {sum(held_out) + 1}"
-        )
-    sides: list[Split] = [*["val"] * held_out[0], *["test"] * held_out[1]]  # type: ignore[list-item]
-    return {group: sides[place] if place < len(sides) else "train" for place, group in enumerate(order)}
 
 
 class PairDataset(Dataset[dict[str, Any]]):

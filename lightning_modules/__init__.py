@@ -5,7 +5,7 @@ from lightning_modules.full_fine_tuning import FullFineTuning
 from lightning_modules.lora_adaptation import LoRAAdaptation
 from lightning_modules.pair_synthesis import PairSynthesis
 from lightning_modules.paired_gan import PairedGAN
-from lightning_modules.run import load_concepts, load_run, trained_data_of
+from lightning_modules.run import load_base, load_concepts, load_run, trained_data_of
 
 __all__ = [
     "BaseGAN",
@@ -13,6 +13,7 @@ __all__ = [
     "LoRAAdaptation",
     "PairSynthesis",
     "PairedGAN",
+    "load_base",
     "load_concepts",
     "load_run",
     "trained_data_of",

@@ -4,17 +4,13 @@ import copy
 from pathlib import Path
 from typing import Any, cast
 
-from lightning.pytorch.cli import OptimizerCallable
 from peft import PeftModel
 
 from lightning_modules.paired_gan import PairedGAN
-from lightning_modules.run import load_run
+from lightning_modules.run import load_base
 from pocketgan.adapters import add_lora, ranks_of, read_ranks, resized
 from pocketgan.digest import weights_digest
-from pocketgan.losses import AdversarialLoss, ReconstructionLoss
-from pocketgan.metrics import EditQuality
 from pocketgan.networks import Generator
-from pocketgan.schedule import LinearDecay
 
 
 class LoRAAdaptation(PairedGAN):
@@ -28,41 +24,21 @@ class LoRAAdaptation(PairedGAN):
         base: Run folder of the base.
         ranks: LoRA rank by part of the generator, see ``pocketgan.adapters.layer_ranks``; or a YAML file of them, such
             as the ``ranks.yaml`` of a run with RankSearch. For RankSearch they are the relative ranks.
-        adversarial_loss: What generator and discriminator minimise against each other.
-        reconstruction_loss: Distance to the teacher's edit.
-        quality: The figures that ``validate`` and ``test`` report.
-        generator_optimizer: Made over deltas, fully trained parts and, where the text encoder learns, the concept's
-            tokens. LoRA wants 2 to 10 times the base's learning rate.
-        discriminator_optimizer: Made over the discriminator's parameters.
         full_layers: Parts of the generator trained in full; stem and head in E2GAN, as its parameter counts suggest.
-        adversarial_weight: Factor on the adversarial term of the generator.
-        reconstruction_weight: Factor on the reconstruction term.
         ema_halflife_images: Images after which a weight counts half in the moving average.
-        learning_rate_decay: Factor on both learning rates over images seen; constant if None.
-        channels_last: See ``PairedGAN``.
-        compile_networks: See ``PairedGAN``.
+        **options: Of ``PairedGAN``. The generator's optimizer gets deltas, fully trained parts and, where the text
+            encoder learns, the concept's tokens; LoRA wants 2 to 10 times the base's learning rate.
     """
 
     def __init__(
         self,
         base: Path,
         ranks: dict[str, int] | Path,
-        adversarial_loss: AdversarialLoss,
-        reconstruction_loss: ReconstructionLoss,
-        quality: EditQuality,
-        generator_optimizer: OptimizerCallable,
-        discriminator_optimizer: OptimizerCallable,
         full_layers: list[str] | None = None,
-        adversarial_weight: float = 1.0,
-        reconstruction_weight: float = 100.0,
         ema_halflife_images: float = 1_000.0,
-        learning_rate_decay: LinearDecay | None = None,
-        channels_last: bool = False,
-        compile_networks: bool = False,
+        **options: Any,
     ) -> None:
-        trained = load_run(base)
-        if isinstance(trained.generator, PeftModel):
-            raise ValueError(f"{base} holds an adapter; adapt its base instead, which its config.yaml names")
+        trained = load_base(base)
         base_identity = {
             "base_sha256": weights_digest(trained.generator_ema),
             "text_encoder": trained.text_encoder.identity,
@@ -78,17 +54,8 @@ class LoRAAdaptation(PairedGAN):
             generator=cast(Generator, generator),
             discriminator=trained.discriminator,
             text_encoder=trained.text_encoder_ema,
-            adversarial_loss=adversarial_loss,
-            reconstruction_loss=reconstruction_loss,
-            quality=quality,
-            generator_optimizer=generator_optimizer,
-            discriminator_optimizer=discriminator_optimizer,
-            adversarial_weight=adversarial_weight,
-            reconstruction_weight=reconstruction_weight,
             ema_halflife_images=ema_halflife_images,
-            learning_rate_decay=learning_rate_decay,
-            channels_last=channels_last,
-            compile_networks=compile_networks,
+            **options,
         )
         self.generator.eval()
         self.discriminator.requires_grad_(True).train()

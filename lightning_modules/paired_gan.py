@@ -38,6 +38,8 @@ class PairedGAN(LightningModule):
         adversarial_weight: Factor on the adversarial term of the generator.
         reconstruction_weight: Factor on the reconstruction term; pix2pix uses 100.
         ema_halflife_images: Images after which a weight counts half in the moving average (EDM2's convention).
+        ema_rampup_ratio: The half-life is at most this share of the images seen (StyleGAN2-ADA's convention), so that
+            the average of a short run does not lag behind.
         learning_rate_decay: Factor on both learning rates over images seen; constant if None.
         channels_last: Keep feature maps in channels-last memory; faster with bf16, slower with instance norm on CPU.
         compile_networks: Run generator and discriminator through ``torch.compile``.
@@ -56,6 +58,7 @@ class PairedGAN(LightningModule):
         adversarial_weight: float = 1.0,
         reconstruction_weight: float = 100.0,
         ema_halflife_images: float = 10_000.0,
+        ema_rampup_ratio: float = 0.125,
         learning_rate_decay: LinearDecay | None = None,
         channels_last: bool = False,
         compile_networks: bool = False,
@@ -69,6 +72,8 @@ class PairedGAN(LightningModule):
             )
         if ema_halflife_images <= 0:
             raise ValueError(f"ema_halflife_images is {ema_halflife_images}; it must be above 0")
+        if ema_rampup_ratio <= 0:
+            raise ValueError(f"ema_rampup_ratio is {ema_rampup_ratio}; it must be above 0, infinity for no ramp-up")
         self.generator = generator
         self.discriminator = discriminator
         self.text_encoder = text_encoder
@@ -83,6 +88,7 @@ class PairedGAN(LightningModule):
         self.adversarial_weight = adversarial_weight
         self.reconstruction_weight = reconstruction_weight
         self.ema_halflife_images = ema_halflife_images
+        self.ema_rampup_ratio = ema_rampup_ratio
         self.learning_rate_decay = learning_rate_decay
         self.compile_networks = compile_networks
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -192,7 +198,8 @@ class PairedGAN(LightningModule):
 
         Weights that do not train, and buffers such as batch norm's statistics, are equal or copied.
         """
-        average = get_ema_multi_avg_fn(0.5 ** (batch_images / self.ema_halflife_images))
+        halflife = min(self.ema_halflife_images, self.ema_rampup_ratio * (self.images_seen + batch_images))
+        average = get_ema_multi_avg_fn(0.5 ** (batch_images / halflife))
         pairs: list[tuple[nn.Module, nn.Module]] = [(self.generator, self.generator_ema)]
         if self.text_encoder_ema is not self.text_encoder:
             pairs.append((self.text_encoder, self.text_encoder_ema))

@@ -9,6 +9,7 @@ import torch
 import yaml
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
+from peft import PeftModel
 
 from pocketgan.adapters import SwitchableGenerator
 
@@ -97,6 +98,19 @@ def load_run(run: Path, checkpoint: str = "last.ckpt") -> "PairedGAN":
     return module.eval()
 
 
+def load_base(base: Path) -> "PairedGAN":
+    """Load a run that others can start from: ``load_run``, but of a whole generator.
+
+    Raises:
+        FileNotFoundError: As ``load_run``.
+        ValueError: As ``load_run``, or the run holds an adapter.
+    """
+    trained = load_run(base)
+    if isinstance(trained.generator, PeftModel):
+        raise ValueError(f"{base} holds an adapter; give its base instead, which its config.yaml names")
+    return trained
+
+
 def load_concepts(base: Path, adapters: Iterable[Path]) -> SwitchableGenerator:
     """Load a base once, with adapters to switch between: ``model.use("watercolour")``, then ``model(photo)``.
 
@@ -111,7 +125,7 @@ def load_concepts(base: Path, adapters: Iterable[Path]) -> SwitchableGenerator:
         FileNotFoundError: A folder is no run or holds no adapter.
         ValueError: An adapter belongs to another base or text encoder, or two are for one concept.
     """
-    trained = load_run(base)
+    trained = load_base(base)
     tokens = {
         concept: trained.text_encoder_ema([concept], [trained.prompts[concept]])[0] for concept in trained.concepts
     }

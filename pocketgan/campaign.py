@@ -65,14 +65,14 @@ def run_campaign(
         ValueError: A concept or an option makes no sense, a run in ``out`` was made with other settings, or a concept
             failed; the others were finished first.
     """
-    from lightning_modules import load_run, trained_data_of
+    from lightning_modules import load_base, trained_data_of
     from pocketgan.digest import weights_digest
 
     if devices < 1:
         raise ValueError(f"devices is {devices}; give 1 or more")
     if ranks is not None and not ranks.is_file():
         raise FileNotFoundError(f"rank file {ranks} does not exist; RankSearch writes RUN/ranks.yaml")
-    model = load_run(base)
+    model = load_base(base)
     names = _chosen(concepts, pairs, model.concepts)
     config = config or Path(str(files("configs") / "lora_adaptation" / "small.yaml"))
     recipe, searches = _without_search(yaml.safe_load(config.read_text()))

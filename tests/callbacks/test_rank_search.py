@@ -89,7 +89,7 @@ def test_a_trial_is_a_plain_fine_tune_of_those_ranks(trained, found, tmp_path):
     ranks.write_text(yaml.safe_dump(trials[1]["ranks"]))
     run = fit_adapter(
         trained["pairs"], trained["base"], tmp_path / "run", "--data.concepts=[sepia]", f"--model.ranks={ranks}",
-        "--budget.images=8", "--trainer.val_check_interval=2", "--model.ema_halflife_images=1",
+        "--budget.images=8", "--trainer.val_check_interval=2",
     )  # fmt: skip
     assert ranks_of(load_run(run).generator) == trials[1]["ranks"]
     rows = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]

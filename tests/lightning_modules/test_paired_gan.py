@@ -69,6 +69,7 @@ def module(**arguments):
 def test_average_by_hand():
     model = module(ema_halflife_images=8)
     model.add_concepts({"sepia": ""})
+    model.images_seen = 1000  # the ramp-up is over
     before = copy.deepcopy(model.generator_ema.state_dict())
     tokens_before = model.text_encoder_ema.tokens["concept_sepia"].clone()
     with torch.no_grad():
@@ -81,11 +82,25 @@ def test_average_by_hand():
     assert not any(parameter.requires_grad for parameter in model.generator_ema.parameters())
 
 
+def test_average_of_a_young_run_forgets_sooner():
+    model = module(ema_halflife_images=1000, ema_rampup_ratio=0.125)
+    model.images_seen = 48
+    before = copy.deepcopy(model.generator_ema.state_dict())
+    with torch.no_grad():
+        for parameter in model.generator.parameters():
+            parameter.add_(1)
+    model.update_average(batch_images=16)  # an eighth of 64 images is the half-life: two of them
+    for name, value in model.generator_ema.state_dict().items():
+        torch.testing.assert_close(value, before[name] + 0.75)
+
+
 def test_misfits_are_refused():
     with pytest.raises(ValueError, match="tokens of 16 features, the text encoder makes 64"):
         module(text_encoder=ConceptTokens(64))
     with pytest.raises(ValueError, match="ema_halflife_images is 0"):
         module(ema_halflife_images=0)
+    with pytest.raises(ValueError, match="ema_rampup_ratio is 0"):
+        module(ema_rampup_ratio=0)
 
 
 def test_one_step_changes_what_it_should(pair_set, tmp_path):

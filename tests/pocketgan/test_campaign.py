@@ -133,6 +133,13 @@ def test_bad_input_is_refused_first(started, tmp_path, concepts, arguments, mess
     assert not (tmp_path / "out").exists()
 
 
+def test_an_adapter_is_refused_as_base(started, tmp_path):
+    adapt(started, tmp_path / "out", "sepia")
+    with pytest.raises(SystemExit, match="holds an adapter; give its base instead"):
+        adapt((tmp_path / "out" / "sepia", started[1]), tmp_path / "second", "mirrored")
+    assert not (tmp_path / "second").exists()
+
+
 def test_other_settings_are_refused(started, tmp_path):
     adapt(started, tmp_path / "out", "sepia")
     with pytest.raises(SystemExit, match=r"was adapted with other settings \(options\); choose another --out"):

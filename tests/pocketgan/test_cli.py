@@ -14,7 +14,7 @@ from PIL import Image
 from tiny import CONFIGS, TINY_CONFIGS, config_of, fit_adapter, fit_base, real_photos
 
 from lightning_modules import LoRAAdaptation, load_run
-from pocketgan import cli
+from pocketgan import cli, commands
 from pocketgan.cli import main
 from pocketgan.images import to_image
 from pocketgan.losses import L1Loss, LeastSquaresLoss
@@ -228,15 +228,21 @@ def test_a_run_is_used_without_what_measures_it_and_after_a_move(trained, tmp_pa
 
 
 def test_an_adapter_is_no_base(trained, tmp_path):
-    with pytest.raises(ValueError, match="holds an adapter; adapt its base instead"):
+    with pytest.raises(ValueError, match="holds an adapter; give its base instead"):
         fit_adapter(trained["pairs"], trained["adapter"], tmp_path / "run", "--data.concepts=[inverted]")
 
 
 def test_adapting_starts_at_the_base(trained, tmp_path):
     model = LoRAAdaptation(
-        trained["base"], {"up": 2}, LeastSquaresLoss(), L1Loss(), EditQuality(), torch.optim.Adam, torch.optim.Adam,
-        full_layers=["stem", "head"],
-    )  # fmt: skip
+        trained["base"],
+        {"up": 2},
+        ["stem", "head"],
+        adversarial_loss=LeastSquaresLoss(),
+        reconstruction_loss=L1Loss(),
+        quality=EditQuality(),
+        generator_optimizer=torch.optim.Adam,
+        discriminator_optimizer=torch.optim.Adam,
+    )
     base = load_run(trained["base"]).requires_grad_(False)
     model.requires_grad_(False)
     photo, tokens = real_photos(1, 32)[0][None], torch.randn(1, 2, 16)
@@ -331,7 +337,7 @@ def test_export_writes_model_and_figures(exported, trained, capsys):
 
 
 def test_export_that_differs_is_refused(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "LARGEST_DIFFERENCE", 0.0)
+    monkeypatch.setattr(commands, "LARGEST_DIFFERENCE", 0.0)
     with pytest.raises(SystemExit, match=r"differs from PyTorch by .* it was not kept") as stop:
         main(["export", str(trained["base"]), f"--out={tmp_path}"])
     assert stop.value.code != 0

@@ -1,0 +1,335 @@
+"""The commands beside LightningCLI's: typed functions whose docstrings are their help.
+
+Heavy libraries are imported inside them, so that ``pocketgan --help`` is quick.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from datamodules import PairedImages
+    from pocketgan.editor import Editor
+
+LARGEST_DIFFERENCE = 1e-3
+EXPORT_CHECK_PHOTOS = 20
+LARGEST_SELECTION_SIZE = 256  # the features see 224 px
+
+
+def export(
+    run: Path,
+    out: Path,
+    target: Literal["onnx"] = "onnx",
+    concept: str | None = None,
+    precision: Literal["fp32"] = "fp32",
+    size: int | None = None,
+    threads: int = 2,
+    photos: Path | None = None,
+) -> None:
+    """Write a run's model for a device, check it against PyTorch on real photos and time it.
+
+    Args:
+        run: Run folder of a base or an adapter.
+        out: Folder that gets CONCEPT.onnx, and CONCEPT.json with the measured figures.
+        target: The device's format.
+        concept: The concept to export; needed where a base knows several.
+        precision: Of weights and activations.
+        size: Side in pixels at which it is checked and timed, the training's if not given; the model takes any multiple
+            of its divisor.
+        threads: Threads while it is timed.
+        photos: Folder of photos to check on; those bundled in scikit-image and scikit-learn if not given.
+    """
+    import json
+
+    from lightning_modules import load_run, trained_data_of
+    from pocketgan.exporters import OnnxExporter, compare, measure_latency
+    from pocketgan.files import write_whole
+
+    model = load_run(run)
+    concept = _chosen(concept, model.concepts, run)
+    divisor = model.generator.size_divisor
+    trained_size: int = trained_data_of(run)["size"]
+    size = size or trained_size
+    model.generator.check_size(size, size)
+    network, exporter = model.deployed(concept), {"onnx": OnnxExporter}[target]()
+    real = _real_photos(photos, size)
+    file = out / f"{concept}{exporter.suffix}"
+    out.mkdir(parents=True, exist_ok=True)
+    unchecked = file.with_suffix(f".unchecked{exporter.suffix}")
+    try:
+        metadata = {"concept": concept, "prompt": model.prompts[concept], "precision": precision}
+        exporter.export(network, unchecked, metadata, trained_size, divisor)
+        exported = exporter.load(unchecked, threads)
+        difference = compare(network, exported, real)
+        if not difference.max_difference <= LARGEST_DIFFERENCE:
+            raise ValueError(
+                f"the exported model differs from PyTorch by {difference.max_difference:.1e} on real photos "
+                f"({difference.psnr_db:.1f} dB), more than {LARGEST_DIFFERENCE:.0e}; it was not kept"
+            )
+        latency = measure_latency(exported, size, threads)
+        unchecked.replace(file)
+    finally:
+        unchecked.unlink(missing_ok=True)
+    figures = {"bytes": file.stat().st_size, **difference._asdict(), **latency._asdict()}
+    if difference.max_difference == 0:
+        figures["psnr_db"] = None  # infinite, which JSON lacks
+    write_whole(file.with_suffix(".json"), json.dumps(figures, indent=2).encode())
+    print(
+        f"{file}: {figures['bytes'] / 1024:.0f} KiB; against PyTorch on {len(real)} real photos: largest "
+        f"difference {difference.max_difference:.1e}, {difference.psnr_db:.1f} dB; {size} px on {threads} threads: "
+        f"median {latency.median_ms:.1f} ms, p95 {latency.p95_ms:.1f} ms"
+    )
+
+
+def _real_photos(folder: Path | None, size: int) -> "list[Tensor]":
+    from datamodules import SourcePhotos
+
+    data = SourcePhotos(folder, size=size, limit=EXPORT_CHECK_PHOTOS, batch_size=1)
+    data.setup("predict")
+    return [batch["photo"] for batch in data.predict_dataloader() if len(batch["photo"])]
+
+
+def edit(
+    inputs: list[Path],
+    model: Path,
+    out: Path,
+    concept: str | None = None,
+    overwrite: bool = False,
+    threads: int | None = None,
+) -> None:
+    """Edit images, and folders of them, at their own size.
+
+    Args:
+        inputs: Image files and folders; folders are searched recursively.
+        model: Run folder, or exported file.
+        out: Folder for the edited pictures, which keep their names.
+        concept: The edit; needed where a base knows several.
+        overwrite: Replace pictures that stand in ``out`` already.
+        threads: Threads of the model; all cores if not given.
+    """
+    from pocketgan.editor import edit_files
+
+    written = edit_files(inputs, _editor(model, concept, threads), out, overwrite)
+    print(f"{len(written)} pictures written to {out}")
+
+
+def _editor(model: Path, concept: str | None, threads: int | None) -> "Editor":
+    import torch
+
+    from pocketgan.editor import Editor
+    from pocketgan.exporters import OnnxExporter
+
+    if not model.exists():
+        raise FileNotFoundError(f"{model} does not exist; give a run folder or an exported file")
+    if model.is_file():
+        exported = OnnxExporter().load(model, threads)
+        _chosen(concept, [exported.metadata["concept"]], model)
+        return Editor(exported, exported.size_divisor)
+    from lightning_modules import load_run
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    run = load_run(model)
+    return Editor(run.deployed(_chosen(concept, run.concepts, model)), run.generator.size_divisor)
+
+
+def _chosen(concept: str | None, concepts: list[str], model: Path) -> str:
+    if concept is None and len(concepts) == 1:
+        return concepts[0]
+    if concept not in concepts:
+        found = "needs a concept" if concept is None else f"does not know the concept {concept}"
+        raise ValueError(f"{model} {found}; choose one with --concept: {', '.join(concepts)}")
+    return concept
+
+
+def quickstart(photos: Path | None = None, out: Path = Path("pocketgan_quickstart")) -> None:
+    """Run the whole pipeline on embedded defaults: pairs, base, adapter, test, export, edited pictures, report.
+
+    Args:
+        photos: Folder of photos to learn on; those bundled in scikit-image and scikit-learn if not given.
+        out: Folder for all that it makes.
+    """
+    from pocketgan.cli import main
+    from pocketgan.quickstart import run_quickstart
+
+    run_quickstart(main, photos, out)
+
+
+def select_concepts(
+    root: Path,
+    count: int,
+    out: Path,
+    candidates: list[str] | Path | None = None,
+    method: Literal["kmeans", "random"] = "kmeans",
+    text_encoder: str | None = None,
+    size: int | None = None,
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+    choice_seed: int = 0,
+) -> None:
+    """Choose concepts for a base: those nearest the centres of a k-means on their edits.
+
+    Args:
+        root: Pair set that holds the pool of concepts.
+        count: Number of concepts to choose.
+        out: File to write, for ``--data.concepts``; an existing one is replaced.
+        candidates: The pool, or a file that names it; all concepts of the set if not given.
+        method: ``random`` is the control.
+        text_encoder: Repo id or folder of a CLIP text encoder: clusters the prompts' features, not the edits'.
+        size: Side in pixels at which pictures are decoded; with the training's, its cache is used. The pair set's own
+            if not given, at most 256.
+        split: As ``data.split`` of the training, so that no held-out photo has a say.
+        seed: As ``data.seed`` of the training, which deals the split.
+        choice_seed: Of the k-means or the draw.
+    """
+    import torch
+
+    from pocketgan.metrics import EfficientNetLite0Features
+    from pocketgan.selection import check_count, common_photos
+    from pocketgan.text import CLIPTextEncoder
+
+    if method == "random" and text_encoder is not None:
+        raise ValueError("a random choice reads no prompts; give --text_encoder or --method random, not both")
+    data = _opened_pairs(root, candidates, size, split, seed)
+    names = list(data.prompts)
+    check_count(count, len(names), "candidates")
+    features, described = None, "none"
+    if text_encoder is not None:
+        # over all tokens: those of the padding come after the prompt and have read all of it
+        features = CLIPTextEncoder(text_encoder)(names, list(data.prompts.values())).mean(1)
+        described = f"of the prompts by {text_encoder}, mean over tokens"
+    elif method == "kmeans":
+        pairs = data.datasets["train"].pairs
+        photos = {name: [data.photo_name(pair) for pair in pairs if pair.concept == name] for name in names}
+        common = common_photos(photos)
+        print(f"features of {len(pairs)} edits; they are kept in {data.cache}")
+        of_edits = data.reference_features("train", EfficientNetLite0Features())
+        used = {name: torch.tensor([photo in common for photo in photos[name]]) for name in names}
+        features = torch.stack([of_edits[name][used[name]].mean(0) for name in names])
+        described = f"EfficientNetLite0Features of the edits at {data.size} px, mean over {len(common)} training photos"
+    _write_choice("concepts", names, features, described, count, choice_seed, data, out)
+
+
+def select_photos(
+    root: Path,
+    count: int,
+    out: Path,
+    concepts: list[str] | Path | None = None,
+    method: Literal["kmeans", "random"] = "kmeans",
+    size: int | None = None,
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+    choice_seed: int = 0,
+) -> None:
+    """Choose photos to train on: those of the training side nearest the centres of a k-means.
+
+    Args:
+        root: Pair set or aligned folder.
+        count: Number of photos to choose.
+        out: File to write, for ``--data.training_photos``; an existing one is replaced.
+        concepts: Choose among photos that have an edit of one of these, which a file may name; of any if not given.
+        method: ``random`` is the control.
+        size: Side in pixels at which pictures are decoded; with the training's, its cache is used. The pair set's own
+            if not given, at most 256.
+        split: As ``data.split`` of the training, so that no held-out photo is chosen or has a say.
+        seed: As ``data.seed`` of the training, which deals the split.
+        choice_seed: Of the k-means or the draw.
+    """
+    import torch
+
+    from pocketgan.metrics import EfficientNetLite0Features, reference_features
+    from pocketgan.selection import check_count
+
+    data = _opened_pairs(root, concepts, size, split, seed)
+    names = sorted({data.photo_name(pair) for pair in data.datasets["train"].pairs})
+    check_count(count, len(names), "photos on the training side")
+    features, described = None, "none"
+    if method == "kmeans":
+        # keyed by photo where a reference is keyed by concept
+        of_photos = reference_features(EfficientNetLite0Features(), data.photos("train"), cache=None)
+        features = torch.cat([of_photos[name] for name in names])
+        described = f"EfficientNetLite0Features of the photos at {data.size} px"
+    _write_choice("photos", names, features, described, count, choice_seed, data, out)
+
+
+def _opened_pairs(
+    root: Path,
+    concepts: list[str] | Path | None,
+    size: int | None,
+    split: tuple[float, float, float],
+    seed: int,
+) -> "PairedImages":
+    from datamodules import PairedImages
+    from pocketgan.pair_set import MANIFEST_FILE_NAME, read_manifest
+
+    own_size = read_manifest(root)["size"] if (root / MANIFEST_FILE_NAME).is_file() else LARGEST_SELECTION_SIZE
+    data = PairedImages(root, concepts, size or min(own_size, LARGEST_SELECTION_SIZE), split=split, seed=seed)
+    data.setup("fit")
+    return data
+
+
+def _write_choice(
+    kind: Literal["concepts", "photos"],
+    names: list[str],
+    features: "Tensor | None",
+    described: str,
+    count: int,
+    choice_seed: int,
+    data: "PairedImages",
+    out: Path,
+) -> None:
+    """Choose by features, at random where there are none, and write the file."""
+    from pocketgan.selection import at_random, nearest_to_centres, write_selection
+
+    if features is None:
+        places = at_random(len(names), count, choice_seed)
+    else:
+        places = nearest_to_centres(features, count, choice_seed)
+    how = [
+        f"pocketgan select {kind}",
+        f"count: {count} of {len(names)}",
+        f"method: {'random' if features is None else 'kmeans'}",
+        f"features: {described}",
+        f"choice_seed: {choice_seed}",
+        f"concepts: {', '.join(data.prompts)}" if kind == "photos" else f"candidates: {', '.join(names)}",
+        f"split: {list(data.fractions)}",
+        f"seed: {data.seed}",
+        f"pair set: {data.set_hash}",
+    ]
+    write_selection(out, [names[place] for place in places], "\n".join(how))
+    option = "--data.concepts" if kind == "concepts" else "--data.training_photos"
+    print(f"{count} of {len(names)} {kind} written to {out}; use it with {option} {out}")
+
+
+def adapt(
+    *,
+    base: Path,
+    pairs: Path,
+    concepts: str,
+    out: Path = Path("runs/adapters"),
+    config: Path | None = None,
+    ranks: Path | None = None,
+    devices: int | None = None,
+    fit_options: list[str] | None = None,
+) -> None:
+    """Adapt one base to many concepts, each by a `fit` and a `test` of its own; start again to go on.
+
+    Args:
+        base: Run folder of the base.
+        pairs: Pair set.
+        concepts: Names with commas between, or "all" that the base was not trained on.
+        out: Folder that gets a run folder for each concept, and adapters.csv.
+        config: YAML of the adaptation; configs/lora_adaptation/small.yaml if not given. With rank_search.yaml beside it
+            the ranks are searched on the first concept and serve all.
+        ranks: File of LoRA ranks for all concepts, such as the ranks.yaml of a search; the config's if not given.
+        devices: GPUs, each with one concept at a time; all that there are if not given.
+        fit_options: Further options of each fit, for example '[--budget.images=800]'.
+    """
+    import torch
+
+    from pocketgan.campaign import run_campaign
+    from pocketgan.cli import main
+
+    devices = devices or max(torch.cuda.device_count(), 1)
+    run_campaign(main, base, pairs, concepts, out, config, ranks, devices, fit_options)
