@@ -285,11 +285,11 @@ class Benchmark:
         lines = [
             "# Which of E2GAN's claims hold at 64 px and width 16?\n",
             f"{len(self.seeds)} seeds × {len(HELD_OUT)} held-out concepts ({', '.join(HELD_OUT)}), "
-            f"{len(lora)} runs a row. Base: {CONCEPTS} of {len(POOL)} concepts, {BASE_IMAGES[-1]:,} images, not counted "
-            f"in any row. Width 16, batch {BATCH}, {' '.join(SETTING[3:5])}. Relative ranks {RELATIVE}; stem and head in "
-            f"full. N = {lora[0].result()[-1]['images_per_concept']:.0f} test photos a concept. Seconds are those of "
-            f"training steps, without validation, {self.processes} trainings side by side on one thread each; the "
-            "search of ranks is done once for a base and not counted. Photos: the first 200 of shared assets' cc_by, "
+            f"{len(lora)} runs a row. Base: {CONCEPTS} of {len(POOL)} concepts, {BASE_IMAGES[-1]:,} images, not "
+            f"counted in any row. Width 16, batch {BATCH}, {' '.join(SETTING[3:5])}. Relative ranks {RELATIVE}; stem "
+            f"and head in full. N = {lora[0].result()[-1]['images_per_concept']:.0f} test photos a concept. Seconds "
+            f"are those of training steps, without validation, {self.processes} trainings side by side on one thread "
+            "each; the search of ranks is done once for a base and not counted. Photos: the first 200 of shared assets' cc_by, "
             f"split {SPLIT}. Begun at commit {self.begun.read_text()}.\n",
             f"{command_block(__doc__)}\n",
             "## Equal images",
