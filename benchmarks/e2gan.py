@@ -289,8 +289,8 @@ class Benchmark:
             f"counted in any row. Width 16, batch {BATCH}, {' '.join(SETTING[3:5])}. Relative ranks {RELATIVE}; stem "
             f"and head in full. N = {lora[0].result()[-1]['images_per_concept']:.0f} test photos a concept. Seconds "
             f"are those of training steps, without validation, {self.processes} trainings side by side on one thread "
-            "each; the search of ranks is done once for a base and not counted. Photos: the first 200 of shared assets' cc_by, "
-            f"split {SPLIT}. Begun at commit {self.begun.read_text()}.\n",
+            "each; the search of ranks is done once for a base and not counted. Photos: the first 200 of shared "
+            f"assets' cc_by, split {SPLIT}. Begun at commit {self.begun.read_text()}.\n",
             f"{command_block(__doc__)}\n",
             "## Equal images",
             "Mean ± standard deviation over all runs; most of the spread is between concepts.\n",
