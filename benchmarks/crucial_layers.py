@@ -80,15 +80,15 @@ def unadapted(pairs: Path, base: Path, concept: str) -> float:
     return torch.cat(distances).mean().item()
 
 
-def draw(gains: dict[str, list[float]], file: Path) -> None:
-    """Bars of what each group gains."""
+def draw(shares: dict[str, list[float]], file: Path) -> None:
+    """Bars of what each group gains, as a share of what all layers gain on the same concept and seed."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    names = list(gains)[::-1]
-    means = [statistics.mean(gains[name]) for name in names]
-    spreads = [statistics.stdev(gains[name]) for name in names]
+    names = list(shares)[::-1]
+    means = [100 * statistics.mean(shares[name]) for name in names]
+    spreads = [100 * statistics.stdev(shares[name]) for name in names]
     colours = ["tab:blue" if len(GROUPS[name]) < 3 else "tab:gray" for name in names]
     axes.barh(names, means, xerr=spreads, color=colours, capsize=3)
-    axes.set_xlabel(f"L1 gained over the base after {IMAGES} images (mean, standard deviation)")
+    axes.set_xlabel(f"% of the L1 that all layers gain over the base in {IMAGES} images (mean, standard deviation)")
     figure.savefig(file, dpi=110)
 
 
@@ -106,7 +106,10 @@ if __name__ == "__main__":
     before = {(concept, seed): unadapted(pairs, bases / f"base_clustered_{seed}", concept) for concept, seed in cells}
     results = {key: {**run.result()[-1], **last_figures(run.folder, "val")} for key, run in runs.items()}
     gains = {group: [before[cell] - results[(group, *cell)]["reconstruction"] for cell in cells] for group in GROUPS}
-    draw(gains, options.picture)
+    shares = {
+        group: [gain / whole for gain, whole in zip(gains[group], gains["all layers"], strict=True)] for group in GROUPS
+    }
+    draw(shares, options.picture)
     print(
         "# Which layers are worth adapting?\n\n"
         f"64 px, width 16, LoRA of rank 4 (head: 3) on one group alone, {IMAGES} images, concepts "
@@ -117,11 +120,11 @@ if __name__ == "__main__":
         f"\n\n{command_block(__doc__)}\n\n"
         "| layers | L1 | L1 gained over the base | share of the gain of all layers | trainable |\n|---|---|---|---|---|"
     )
-    whole = statistics.mean(gains["all layers"])
     for group in GROUPS:
         rows = [results[(group, *cell)] for cell in cells]
         print(
             f"| {group} | {mean_and_spread([row['reconstruction'] for row in rows])} | "
-            f"{mean_and_spread(gains[group])} | {statistics.mean(gains[group]) / whole:.0%} | "
+            f"{mean_and_spread(gains[group])} | "
+            f"{statistics.mean(shares[group]):.0%} ± {statistics.stdev(shares[group]):.0%} | "
             f"{rows[0]['parameters']:,.0f} |"
         )

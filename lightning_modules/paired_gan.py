@@ -41,7 +41,8 @@ class PairedGAN(LightningModule):
         ema_rampup_ratio: The half-life is at most this share of the images seen (StyleGAN2-ADA's convention), so that
             the average of a short run does not lag behind.
         learning_rate_decay: Factor on both learning rates over images seen; constant if None.
-        channels_last: Keep feature maps in channels-last memory; faster with bf16, slower with instance norm on CPU.
+        channels_last: Keep feature maps in channels-last memory; meant for GPUs, on the CPU it was slower
+            (benchmarks/training_step.md).
         compile_networks: Run generator and discriminator through ``torch.compile``.
     """
 
