@@ -113,8 +113,9 @@ if __name__ == "__main__":
     print(
         "# Which layers are worth adapting?\n\n"
         f"64 px, width 16, LoRA of rank 4 (head: 3) on one group alone, {IMAGES} images, concepts "
-        f"{', '.join(CONCEPTS)}, {len(SEEDS)} seeds: mean ± standard deviation over {len(cells)} runs. The concept's "
-        "tokens train in every row, so that the least of the rows bounds what they gain alone. "
+        f"{', '.join(CONCEPTS)}, {len(SEEDS)} seeds: mean ± standard deviation over {len(cells)} runs, learning "
+        f"rate {RATE:g} in all. The concept's tokens train in every row, so that the least of the rows bounds what "
+        "they gain alone. "
         f"L1 of the base before: {mean_and_spread(list(before.values()))}. "
         f"N = {next(iter(results.values()))['images_per_concept']:.0f} validation photos. Commit {commit()}."
         f"\n\n{command_block(__doc__)}\n\n"

@@ -1,17 +1,16 @@
 """Does the skip around the transformer help a narrow generator? Equal images, paired by seed.
 
-python benchmarks/transformer_skip.py --pairs PAIR_SET --out FOLDER
+python -m benchmarks.transformer_skip --pairs PAIR_SET --out FOLDER
 """
 
 import argparse
-import csv
-import statistics
-import subprocess
 from pathlib import Path
 
+from benchmarks.runs import commit, mean_and_spread
 from pocketgan.cli import main
+from pocketgan.run_folder import last_figures
 
-COLUMNS = ("val/reconstruction", "val/ssim", "val/kid_lite0")
+COLUMNS = ("reconstruction", "ssim", "kid_lite0")
 
 
 def measure(pairs: Path, run: Path, width: int, skip: bool, seed: int, images: int, size: int) -> dict[str, float]:
@@ -34,18 +33,13 @@ def measure(pairs: Path, run: Path, width: int, skip: bool, seed: int, images: i
             "--trainer.callbacks=null",
         ]
     )
-    with (run / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["val/reconstruction"]]
-    return {name: float(rows[-1][name]) for name in (*COLUMNS, "val/images_per_concept")}
+    return last_figures(run, "val")
 
 
 def table(results: dict[tuple[int, bool], list[dict[str, float]]]) -> str:
     lines = ["| width | skip | " + " | ".join(COLUMNS) + " |", "|---|---|" + "---|" * len(COLUMNS)]
     for (width, skip), runs in results.items():
-        cells = []
-        for name in COLUMNS:
-            values = [run[name] for run in runs]
-            cells.append(f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}")
+        cells = [mean_and_spread([run[name] for run in runs]) for name in COLUMNS]
         lines.append(f"| {width} | {'yes' if skip else 'no'} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -75,10 +69,9 @@ if __name__ == "__main__":
         for width in options.widths
         for skip in (False, True)
     }
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     first = next(iter(results.values()))[0]
     print(
         f"{options.size} px, {options.images} images, {options.seeds} seeds (mean ± standard deviation), "
-        f"N = {first['val/images_per_concept']:.0f} validation photos a concept, commit {commit.stdout.strip()}\n\n"
+        f"N = {first['images_per_concept']:.0f} validation photos a concept, commit {commit()}\n\n"
         f"{table(results)}"
     )

@@ -56,8 +56,8 @@ class RankSearch(Callback):
     longer improves the metric by more than the tolerance. Training then starts from the base with the best ranks, and
     ``RUN/ranks.yaml`` keeps them for further concepts: ``--model.ranks RUN/ranks.yaml`` (without this callback).
 
-    What the paper leaves open is our choice: tolerance, length of a trial, the yardstick of the tolerance. In a trial
-    the moving average's half-life is at most an eighth of its images, or the average would still show the base.
+    What the paper leaves open is our choice: tolerance, length of a trial, the yardstick of the tolerance. A trial is
+    validated by its moving average, which must ramp up (``ema_rampup_ratio``), or it would still show the base.
 
     No parameter is made or removed while ranks of a distributed run work together: the largest ranks are allocated
     before, a smaller s holds the rest at zero (``pocketgan.adapters.keep_ranks``), and what is stored is cut to size.
@@ -80,6 +80,7 @@ class RankSearch(Callback):
 
     Raises:
         ValueError: An argument makes no sense, the run's budget is too small for the trials, or no factor fits.
+        TypeError: The run trains another module than ``LoRAAdaptation``.
     """
 
     def __init__(
@@ -112,10 +113,27 @@ class RankSearch(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The trials so far and, after the search, the ranks."""
-        return {"trace": self.trace, "ranks": self.ranks, "candidates": self._candidates}
+        return {
+            "trace": self.trace,
+            "ranks": self.ranks,
+            "candidates": self._candidates,
+            "metric": self.metric,
+            "trial_images": self.trial_images,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the last trial, with the factors that were found to fit the budgets."""
+        """Go on after the last trial, with the factors that were found to fit the budgets.
+
+        Raises:
+            ValueError: The search was broken off, and this one would compare other figures or other trials.
+        """
+        if state_dict["ranks"] is None:
+            for name, found in (("metric", self.metric), ("trial_images", self.trial_images)):
+                if state_dict[name] != found:
+                    raise ValueError(
+                        f"the search was begun with {name} {state_dict[name]} and would go on with {found}; go on with "
+                        "the same metric, images_share, factors and budget.images, or start a new run"
+                    )
         self.trace, self.ranks = state_dict["trace"], state_dict["ranks"]
         self._candidates = state_dict["candidates"]
 
@@ -270,6 +288,7 @@ class RankSearch(Callback):
         for logger in trainer.loggers:
             named = {**figures, **row["figures"], **ranks}
             logger.log_metrics({f"rank_search/{name}": float(value) for name, value in named.items()}, len(self.trace))
+            logger.save()  # a killed search must not lose it
         if trainer.is_global_zero:
             self._write(trainer, TRACE_FILE, json.dumps(self.trace, indent=2))
             if row["factor"]:

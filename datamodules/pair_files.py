@@ -72,6 +72,9 @@ def pairs_of_aligned_folder(root: Path) -> list[PairFile]:
     """List the pictures of pytorch-CycleGAN-and-pix2pix's aligned layout: photo left, edit right, in train, val, test.
 
     The one concept is named after the folder. A folder with train alone is split by photo.
+
+    Raises:
+        ValueError: There is no train, or one of val and test without the other.
     """
     concept = re.sub(r"[^A-Za-z0-9_-]+", "_", root.name)
     pairs = [
@@ -95,6 +98,9 @@ def split_of_groups(groups: set[str], fractions: tuple[float, float, float], see
     """Deal groups to train, val and test in the order of a seeded hash, so that a group's side needs no file.
 
     Each of val and test gets at least one group where its fraction is above 0.
+
+    Raises:
+        ValueError: Nothing would be left for train.
     """
     order = sorted(groups, key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).digest())
     held_out = [max(round(fraction * len(order)), 1) if fraction else 0 for fraction in fractions[1:]]

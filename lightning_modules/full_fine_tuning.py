@@ -11,12 +11,16 @@ class FullFineTuning(PairedGAN):
     """Trains all weights of a base on new concepts: what E2GAN's LoRA (arXiv 2401.06127) is compared with.
 
     Generator and prompt tokens start from the base's averages, the discriminator from the base's. A whole generator is
-    stored for each run.
+    stored for each run; the base's folder is still read when the run is loaded.
 
     Args:
         base: Run folder of the base.
         ema_halflife_images: Images after which a weight counts half in the moving average.
         **options: Of ``PairedGAN``.
+
+    Raises:
+        FileNotFoundError: There is no such base.
+        ValueError: The base is an adapter.
     """
 
     def __init__(

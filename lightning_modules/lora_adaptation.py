@@ -28,6 +28,10 @@ class LoRAAdaptation(PairedGAN):
         ema_halflife_images: Images after which a weight counts half in the moving average.
         **options: Of ``PairedGAN``. The generator's optimizer gets deltas, fully trained parts and, where the text
             encoder learns, the concept's tokens; LoRA wants 2 to 10 times the base's learning rate.
+
+    Raises:
+        FileNotFoundError: There is no such base or rank file.
+        ValueError: The base is itself an adapter, or the ranks do not fit it.
     """
 
     def __init__(
@@ -78,8 +82,9 @@ class LoRAAdaptation(PairedGAN):
         """Give the deltas other ranks; only before optimizers and distributed wrappers are made.
 
         Args:
-            ranks: Rank by full name of every layer that gets one.
+            ranks: Rank by full name of every layer that gets one; all of them are stored until ``ranks`` says less.
         """
+        self.ranks = ranks
         self.generator = cast(Generator, resized(cast(PeftModel, self.generator), ranks))
         self.generator_ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.lay_out()

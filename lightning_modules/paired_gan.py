@@ -107,7 +107,6 @@ class PairedGAN(LightningModule):
         self.text_encoder.add_concepts(sorted(prompts))
         if self.text_encoder_ema is not self.text_encoder:
             self.text_encoder_ema.add_concepts(sorted(prompts))
-            self.text_encoder_ema.load_state_dict(self.text_encoder.state_dict())
             self.text_encoder_ema.requires_grad_(False)
 
     def setup(self, stage: str) -> None:
@@ -181,8 +180,7 @@ class PairedGAN(LightningModule):
                 "train/reconstruction": reconstruction,
                 "train/adversarial": adversarial,
                 "train/discriminator": discriminator,
-            },
-            prog_bar=True,
+            }
         )
         self.log("images", float(self.images_seen))
 
@@ -271,6 +269,9 @@ class PairedGAN(LightningModule):
     def _report(self, stage: str) -> None:
         # every rank holds the same figures already; Lightning asks for sync_dist all the same
         figures = {f"{stage}/{name}": value for name, value in self.quality.compute().items()}
+        # in the progress bar this one alone: a figure of each step there would make the CPU wait for the GPU
+        reconstruction = f"{stage}/reconstruction"
+        self.log(reconstruction, figures.pop(reconstruction), prog_bar=True, sync_dist=True)
         self.log_dict({**figures, "images": float(self.images_seen)}, sync_dist=True)
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:  # noqa: ARG002

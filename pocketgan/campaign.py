@@ -27,6 +27,7 @@ from pocketgan.pair_set import read_pairs
 from pocketgan.run_folder import adapter_bytes, last_figures
 
 RESULT_FILE, SETTINGS_FILE, TABLE_FILE, RANKS_FILE = "adapted.json", "campaign.json", "adapters.csv", "ranks.yaml"
+TRACE_FILE = "rank_search.json"
 Command = Callable[[list[str]], None]
 
 
@@ -58,18 +59,23 @@ def run_campaign(
         fit_options: Further words of each ``fit``.
 
     Returns:
-        A row for each concept: name, figures, and ``state`` (``new``, ``done before`` or ``failed: …``).
+        A row for each concept: name, figures, and ``state`` (``new``, ``done before`` or ``failed: …``); no seconds
+        where the training was resumed.
 
     Raises:
         FileNotFoundError: Base, pair set, config or rank file is missing.
-        ValueError: A concept or an option makes no sense, a run in ``out`` was made with other settings, or a concept
-            failed; the others were finished first.
+        ValueError: A concept or an option makes no sense, a run in ``out`` was made with other settings, the rank
+            search failed, or a concept did; the others were finished first.
     """
+    import torch
+
     from lightning_modules import load_base, trained_data_of
     from pocketgan.digest import weights_digest
 
     if devices < 1:
         raise ValueError(f"devices is {devices}; give 1 or more")
+    if 0 < torch.cuda.device_count() < devices:
+        raise ValueError(f"devices is {devices}, {torch.cuda.device_count()} GPUs are visible; give at most as many")
     if ranks is not None and not ranks.is_file():
         raise FileNotFoundError(f"rank file {ranks} does not exist; RankSearch writes RUN/ranks.yaml")
     model = load_base(base)
@@ -99,37 +105,49 @@ def run_campaign(
             return {**json.loads((folder / RESULT_FILE).read_text()), "state": "done before"}
         folder.mkdir(exist_ok=True)
         write_whole(folder / SETTINGS_FILE, json.dumps(all_settings[name]).encode())
-        start = time.monotonic()
+        start, resumed = time.monotonic(), (folder / "config.yaml").exists()
+        if (folder / TRACE_FILE).exists():  # it was broken off in its own search or after it
+            with_config, rank_file = config, None
         words = ["fit", f"-c={with_config}", f"--model.base={base}", f"--data.root={pairs}"]
         words += [f"--data.concepts=[{name}]", f"--trainer.default_root_dir={folder}"]
-        words += [f"--model.ranks={rank_file}"] if rank_file else []
-        words += ["--ckpt_path=last"] if (folder / "config.yaml").exists() else []
+        # as a mapping, so that the run's config.yaml does not depend on the file
+        words += [f"--model.ranks={json.dumps(read_ranks(rank_file))}"] if rank_file else []
+        words += ["--ckpt_path=last"] if resumed else []
         try:
             run([*words, *options])
             run(["test", f"-c={folder}/config.yaml"])
         except Exception as error:  # whatever it is, the next concept may well succeed; the campaign fails at its end
             traceback.print_exc()
             return {"concept": name, "state": f"failed: {(str(error) or type(error).__name__).splitlines()[0]}"}
-        seconds, figures = round(time.monotonic() - start, 1), last_figures(folder, "test")
-        first = {"concept": name, "seconds": seconds, "images": figures["images"], "bytes": adapter_bytes(folder)}
+        figures = last_figures(folder, "test")
+        first = {
+            "concept": name,
+            "seconds": None if resumed else round(time.monotonic() - start, 1),  # those of the first start are lost
+            "images": figures["images"],
+            "bytes": adapter_bytes(folder),
+        }
         row = {**first, **figures}
         write_whole(folder / RESULT_FILE, json.dumps(row).encode())
         return {**row, "state": "new"}
 
-    rows, found = [], out / RANKS_FILE
-    if searches and ranks is None:
-        if not found.is_file():
-            rows.append(adapt(names[0], command, config, None))
-            searched = out / names[0] / RANKS_FILE
+    row_of: dict[str, dict[str, Any]] = {}
+    undone = [name for name in names if not (out / name / RESULT_FILE).exists()]
+    if searches and ranks is None and undone:
+        ranks = out / RANKS_FILE
+        if not ranks.is_file():
+            first = undone[0]
+            row_of[first] = adapt(first, command, config, None)
+            searched = out / first / RANKS_FILE
             if not searched.is_file():
-                raise ValueError(f"the rank search on {names[0]} {rows[0]['state']}")
-            write_whole(found, searched.read_bytes())
-        ranks = found
-    rest = names[len(rows) :]
+                raise ValueError(f"the rank search on {first} {row_of[first]['state']}; start again to retry")
+            write_whole(ranks, searched.read_bytes())
+    rest = [name for name in names if name not in row_of]
     if devices == 1:
-        rows += [adapt(name, command, plain, ranks) for name in rest]
+        row_of |= {name: adapt(name, command, plain, ranks) for name in rest}
     else:
-        rows += _side_by_side(rest, devices, out, lambda name, run: adapt(name, run, plain, ranks))
+        done = _side_by_side(rest, devices, out, lambda name, run: adapt(name, run, plain, ranks))
+        row_of |= dict(zip(rest, done, strict=True))
+    rows = [row_of[name] for name in names]
     _report(rows, out / TABLE_FILE)
     failed = [str(row["concept"]) for row in rows if str(row["state"]).startswith("failed")]
     if failed:
@@ -168,10 +186,10 @@ def _chosen(concepts: str, pairs: Path, known: list[str]) -> list[str]:
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     file = folder / SETTINGS_FILE
+    if not (folder / "config.yaml").exists():
+        return  # no training began, whatever was asked for
     if not file.is_file():
-        if (folder / "config.yaml").exists():
-            raise ValueError(f"{folder} holds a run that no campaign made; choose another --out")
-        return
+        raise ValueError(f"{folder} holds a run that no campaign made; choose another --out")
     found = json.loads(file.read_text())
     other = [name for name, value in settings.items() if found.get(name) != value]
     if other:
@@ -196,6 +214,7 @@ def _side_by_side(
 
         def run(words: list[str]) -> None:
             log = out / name / "log.txt"
+            before = log.stat().st_size if log.exists() else 0
             with log.open("a") as stream:
                 done = subprocess.run(
                     [sys.executable, "-m", "pocketgan", *words],
@@ -204,7 +223,7 @@ def _side_by_side(
                     stderr=subprocess.STDOUT,
                     check=False,
                 )
-            lines = log.read_text().splitlines()
+            lines = log.read_bytes()[before:].decode(errors="replace").splitlines()
             for line in lines:
                 if re.search(r"\.py:\d+: ", line):  # a warning, as Python and Lightning write it
                     print(f"{name}: {line}", file=sys.stderr)  # noqa: T201
@@ -232,6 +251,6 @@ def _report(rows: list[dict[str, Any]], file: Path) -> None:
     for name in columns:
         table.add_column(name, justify="left" if name in {"concept", "state"} else "right")
     for row in rows:
-        cells = (row.get(name, "") for name in columns)
+        cells = ("" if row.get(name) is None else row[name] for name in columns)
         table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells))
     Console().print(table)

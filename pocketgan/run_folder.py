@@ -13,13 +13,18 @@ def last_figures(run: Path, stage: str) -> dict[str, float]:
 
     Returns:
         Figures by name without the stage, and ``images``, the images seen by then.
+
+    Raises:
+        ValueError: The run has no figures of this stage.
     """
     with (run / "metrics.csv").open() as file:
-        row = [row for row in csv.DictReader(file) if row.get(f"{stage}/reconstruction")][-1]
+        rows = [row for row in csv.DictReader(file) if row.get(f"{stage}/reconstruction")]
+    if not rows:
+        raise ValueError(f"{run}/metrics.csv holds no {stage} figures; measure it with `pocketgan {stage}`")
     prefix = f"{stage}/"
     return {
         name.removeprefix(prefix): float(value)
-        for name, value in row.items()
+        for name, value in rows[-1].items()
         if value and (name.startswith(prefix) or name == "images")
     }
 

@@ -59,9 +59,14 @@ class SwitchableGenerator(nn.Module):
 
         Raises:
             FileNotFoundError: The folder holds no adapter.
-            ValueError: The adapter belongs to another base or text encoder, or a concept has that name already.
+            ValueError: The adapter belongs to another base or text encoder, is not for one concept, or has a concept
+                that is here already.
         """
-        ((concept, tokens),) = read_tokens(folder, self.base, self.text_encoder).items()
+        held = read_tokens(folder, self.base, self.text_encoder)
+        if len(held) != 1:
+            names = ", ".join(sorted(held)) or "no concept"
+            raise ValueError(f"{folder} holds tokens of {names}; an adapter is for one concept")
+        ((concept, tokens),) = held.items()
         if concept in self._tokens:
             raise ValueError(f"{folder} is for {concept}, which is here already; each concept is added once")
         adapted = PeftModel.from_pretrained(copy.deepcopy(self.base), folder)

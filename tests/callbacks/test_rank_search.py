@@ -118,14 +118,18 @@ def masked(trained, tmp_path_factory):
 
 def test_stored_adapter_gives_the_run_s_own_output(trained, masked):
     """What lies beyond the found ranks was masked, so that cutting it off changes nothing."""
+    stored, used = assert_stored_as_used(trained, masked)
+    assert sum(map(torch.numel, stored.parameters())) < sum(map(torch.numel, used.parameters()))
+
+
+def assert_stored_as_used(trained, run):
     photo = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    model = load_run(masked)
+    model = load_run(run)
     tokens = model.text_encoder_ema(["sepia"], [""])
-    stored = peft.PeftModel.from_pretrained(load_run(trained["base"]).generator_ema, masked / "adapter")
-    sizes = [sum(weight.numel() for weight in network.parameters()) for network in (stored, model.generator_ema)]
-    assert sizes[0] < sizes[1]
+    stored = peft.PeftModel.from_pretrained(load_run(trained["base"]).generator_ema, run / "adapter")
     with torch.no_grad():
         torch.testing.assert_close(stored(photo, tokens), model(photo, ["sepia", "sepia"]), atol=1e-6, rtol=0)
+    return stored, model.generator_ema
 
 
 def test_a_finished_search_resumes(trained, masked, tmp_path):
@@ -270,6 +274,16 @@ def test_killed_search_goes_on_with_the_next_trial(trained, tmp_path):
     killed = subprocess.run([sys.executable, script, *words], check=False, timeout=300)
     assert killed.returncode == -signal.SIGKILL
     assert [row["factor"] for row in trace_of(run)] == [0, 1]
+    assert_at_the_start(trained, run)
+    assert (run / "metrics.csv").read_text().count("\n") == 3  # the names, the base, factor 1
+    without = tmp_path / "without"
+    shutil.copytree(run, without)
+    with pytest.raises(ValueError, match=r"begun with metric val/reconstruction and would go on with val/ssim"):
+        searched(
+            trained, run, "--trainer.callbacks.metric=val/ssim", "--trainer.callbacks.mode=max", "--ckpt_path=last"
+        )
+    with pytest.raises(ValueError, match=r"begun with trial_images 8 and would go on with 16"):
+        searched(trained, run, "--budget.images=192", "--ckpt_path=last")
     first = trace_of(run)[1]
     searched(trained, run, "--trainer.callbacks.tolerance=0", "--ckpt_path=last")
     assert trace_of(run)[1] == first  # not done again: the very seconds are the same
@@ -277,6 +291,27 @@ def test_killed_search_goes_on_with_the_next_trial(trained, tmp_path):
     ends = [torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (whole, run)]
     assert ends[0]["ranks"] == ends[1]["ranks"]
     assert all(torch.equal(ends[1]["state_dict"][name], value) for name, value in ends[0]["state_dict"].items())
+    with pytest.warns(UserWarning, match="RankSearch"):
+        fit_adapter(trained["pairs"], trained["base"], without, "--data.concepts=[sepia]", "--ckpt_path=last")
+    assert_stored_as_used(trained, without)
+
+
+def assert_at_the_start(trained, run):
+    """Between two trials a search's checkpoint holds the base with deltas of nothing, and optimizers at rest."""
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    base = load_run(trained["base"]).generator_ema.state_dict()
+    found = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("generator.")}
+    for name, value in found.items():
+        plain = (
+            name.removeprefix("generator.base_model.model.").replace(".base_layer", "").replace(".original_module", "")
+        )
+        plain = plain.replace(".modules_to_save.default", "")
+        if "lora_B" in plain:
+            assert not value.any()
+        elif "lora_A" not in plain:
+            assert torch.equal(value, base[plain]), name
+    assert checkpoint["images_seen"] == 0
+    assert not any(state["state"] for state in checkpoint["optimizer_states"])
 
 
 def command(trained, run, *arguments):

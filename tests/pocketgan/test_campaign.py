@@ -133,6 +133,41 @@ def test_bad_input_is_refused_first(started, tmp_path, concepts, arguments, mess
     assert not (tmp_path / "out").exists()
 
 
+def test_a_wrong_option_does_not_bar_the_right_one(started, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        adapt(started, tmp_path / "out", "sepia", options="--budget.imagez=24")
+    assert "budget.imagez" in capsys.readouterr().err
+    assert adapt(started, tmp_path / "out", "sepia")[0]["state"] == "new"
+
+
+def test_more_devices_than_gpus_are_refused(started, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(SystemExit, match="devices is 2, 1 GPUs are visible; give at most as many"):
+        adapt(started, tmp_path / "out", "sepia", "--devices=2")
+
+
+def test_a_concept_broken_off_after_its_search_goes_on_with_it(started, tmp_path, monkeypatch):
+    """The next start searches no second time, whichever concept it begins with."""
+    out = tmp_path / "out"
+    test = Trainer.test
+
+    @functools.wraps(test)
+    def killed(self, *arguments, **options):
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(Trainer, "test", killed)
+    with pytest.raises(SystemExit, match="concepts failed"):
+        adapt(started, out, "sepia", config="rank_search", options="--budget.images=48")
+    monkeypatch.setattr(Trainer, "test", test)
+    trace = (out / "sepia" / "rank_search.json").read_text()
+    rows = adapt(started, out, "mirrored,sepia", config="rank_search", options="--budget.images=48")
+    assert [(row["concept"], row["state"]) for row in rows] == [("mirrored", "new"), ("sepia", "new")]
+    assert (out / "sepia" / "rank_search.json").read_text() == trace
+    assert not (out / "mirrored" / "rank_search.json").exists()
+    assert float(rows[0]["seconds"]) > 0
+    assert rows[1]["seconds"] == ""
+
+
 def test_an_adapter_is_refused_as_base(started, tmp_path):
     adapt(started, tmp_path / "out", "sepia")
     with pytest.raises(SystemExit, match="holds an adapter; give its base instead"):
