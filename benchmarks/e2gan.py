@@ -225,7 +225,9 @@ class Benchmark:
                     "LoRA, random ranks of equal size": self.lora(
                         concept, seed, rate, random_file, "lora_random_ranks"
                     ),
-                    "LoRA, s = 1": self.lora(concept, seed, rates["lora_s1"], self.scaled(1), "lora_s1"),
+                    "LoRA, s = 1": self.lora(
+                        concept, seed, rates["lora_s1"], self.scaled(1), "lora_s1", images=(third, IMAGES)
+                    ),
                     "LoRA, s = 4": self.lora(concept, seed, rates["lora_s4"], self.scaled(4), "lora_s4"),
                     "LoRA, base of random concepts": self.lora(
                         concept, seed, rates["lora_random_base"], str(ranks), "lora_random_base", base="random"
@@ -281,7 +283,7 @@ class Benchmark:
         )  # fmt: skip
         paired = "| method | images | L1 | kid_lite0 | SSIM |\n|---|---|---|---|---|"
         lora, scratch, full = (methods[name] for name in ("LoRA, searched ranks", "from scratch", "full fine-tuning"))
-        third = lora[0].images[0]
+        smallest, third = methods["LoRA, s = 1"], lora[0].images[0]
         lines = [
             "# Which of E2GAN's claims hold at 64 px and width 16?\n",
             f"{len(self.seeds)} seeds × {len(HELD_OUT)} held-out concepts ({', '.join(HELD_OUT)}), "
@@ -304,11 +306,13 @@ class Benchmark:
             "\n## Fewer and more images",
             head,
             line("LoRA, searched ranks", lora, third),
+            line("LoRA, s = 1", smallest, third),
             line("from scratch", scratch, IMAGES),
             line("from scratch", scratch, 2 * IMAGES),
             f"\nAgainst training from scratch on {IMAGES:,} images, run by run:\n",
             paired,
             against("LoRA, searched ranks", lora, third, scratch),
+            against("LoRA, s = 1", smallest, third, scratch),
             against("LoRA, searched ranks", lora, IMAGES, scratch),
             "\n## Equal training time",
             "Median step, measured in turn: "

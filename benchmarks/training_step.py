@@ -19,7 +19,8 @@ from types import MethodType
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -91,9 +92,11 @@ def lightning_steps(
 ) -> tuple[float, list[float]]:
     """Train on the batches by ``Trainer.fit``; seconds a step without the first, and the L1 terms.
 
-    With ``as_a_run`` the logger and the callbacks that every run of the command line has are there, too.
+    With ``as_a_run`` the logger and the callbacks that a run of the small YAMLs has are there, too.
     """
     times, losses = [], []
+    bar = RichProgressBar(console_kwargs={"stderr": True})  # what is printed is the page
+    callbacks: list[Callback] = [ImageBudget(10**9), RandomState(), bar] if as_a_run else []
     step = module.training_step
 
     def marked(_: BaseGAN, batch: dict[str, Any], batch_index: int) -> None:
@@ -115,10 +118,10 @@ def lightning_steps(
             max_epochs=1,
             precision=precision,
             logger=MetricsCSV(Path(folder)) if as_a_run else False,
-            callbacks=[ImageBudget(10**9), RandomState()] if as_a_run else [],
+            callbacks=callbacks,
             log_every_n_steps=10,
             enable_checkpointing=False,
-            enable_progress_bar=False,
+            enable_progress_bar=as_a_run,
             enable_model_summary=False,
             default_root_dir=folder,
             accelerator="cpu",
@@ -181,6 +184,24 @@ def measure(make: Callable[[], nn.Module], size: int, batch: int, levers: dict[s
             f"({min(ratios):.2f} to {max(ratios):.2f}) |"
         )
     return lines
+
+
+def profiled(make: Callable[[], nn.Module], size: int, batch: int) -> str:
+    """Where the time of our step goes in float32: shares of the operators' own time."""
+    torch.manual_seed(0)
+    photo, edit = (torch.rand(batch, 3, size, size) * 2 - 1 for _ in range(2))
+    module = our_module(make(), 64)
+    lightning_steps(module, [(photo, edit)] * 3, "32-true")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        lightning_steps(module, [(photo, edit)] * 3, "32-true")
+    own = {event.key: event.self_cpu_time_total for event in profile.key_averages() if event.key.startswith("aten::")}
+    groups = {"convolutions": ("conv",), "norms": ("norm",), "optimizers and average": ("adam", "lerp")}
+    shares = {
+        group: sum(time for name, time in own.items() if any(word in name for word in words)) / sum(own.values())
+        for group, words in groups.items()
+    }
+    shares["the rest"] = 1 - sum(shares.values())
+    return f"{make.__name__} " + ", ".join(f"{group} {share:.0%}" for group, share in shares.items())
 
 
 def lightning_cost(size: int, batch: int) -> str:
@@ -265,7 +286,9 @@ if __name__ == "__main__":
         f"{torch.__version__}, {TURNS} turns of {STEPS} steps each, commit {commit()}.\n\n"
         "| generator | step | median ms | faster than the public step, median (least to most) |\n|---|---|---|---|\n"
         + "\n".join(lines)
-        + f"\n\n{lightning_cost(128, 4)}\n\n"
+        + "\n\nWhere the time of our float32 step goes, by torch's profiler: "
+        + "; ".join(profiled(make, options.size, options.batch) for make in (ResNet9, UNet))
+        + f". Both sides run the same convolutions, which bounds what float32 can gain.\n\n{lightning_cost(128, 4)}\n\n"
         f"L1 over the last 20 of {options.curve_steps} steps, ResNet-9 at width 16, 64 px, batch 4, {options.seeds} "
         "seeds, mean ± standard deviation:\n\n| step | L1 |\n|---|---|\n"
         + "\n".join(curves(options.seeds, options.curve_steps))
