@@ -328,9 +328,10 @@ def command(trained, run, *arguments):
 
 def test_two_processes_find_the_ranks_of_one_and_end_equal(trained, tmp_path):
     # Adam's first steps are signs, which turn rounding into differences of the size of the learning rate
-    sgd = '{"class_path": "torch.optim.SGD", "init_args": {"lr": 0.001}}'
+    sgd = '{"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}}'
     optimizers = (f"--model.generator_optimizer={sgd}", f"--model.discriminator_optimizer={sgd}")
     one = searched(trained, tmp_path / "one", *optimizers)
+    assert yaml.safe_load((one / "ranks.yaml").read_text()) == trace_of(one)[2]["ranks"]  # of factor 2
     two = tmp_path / "two"
     script = tmp_path / "ranks.py"
     script.write_text(
