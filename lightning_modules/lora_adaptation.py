@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from peft import PeftModel
 
 from lightning_modules.paired_gan import PairedGAN
@@ -85,7 +86,10 @@ class LoRAAdaptation(PairedGAN):
             ranks: Rank by full name of every layer that gets one; all of them are stored until ``ranks`` says less.
         """
         self.ranks = ranks
-        self.generator = cast(Generator, resized(cast(PeftModel, self.generator), ranks))
+        # new rows of A by the run's seed alone: Lightning's ddp rewinds torch's own random numbers before this
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(torch.initial_seed())
+            self.generator = cast(Generator, resized(cast(PeftModel, self.generator), ranks))
         self.generator_ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.lay_out()
 

@@ -329,8 +329,9 @@ def command(trained, run, *arguments):
 def test_two_processes_find_the_ranks_of_one_and_end_equal(trained, tmp_path):
     # Adam's first steps are signs, which turn rounding into differences of the size of the learning rate
     sgd = '{"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}}'
-    optimizers = (f"--model.generator_optimizer={sgd}", f"--model.discriminator_optimizer={sgd}")
-    one = searched(trained, tmp_path / "one", *optimizers)
+    # with this seed factor 2 is clearly better than 1, and 4 no better
+    options = ("--seed_everything=3", f"--model.generator_optimizer={sgd}", f"--model.discriminator_optimizer={sgd}")
+    one = searched(trained, tmp_path / "one", *options)
     assert yaml.safe_load((one / "ranks.yaml").read_text()) == trace_of(one)[2]["ranks"]  # of factor 2
     two = tmp_path / "two"
     script = tmp_path / "ranks.py"
@@ -345,13 +346,11 @@ def test_two_processes_find_the_ranks_of_one_and_end_equal(trained, tmp_path):
         "Trainer.fit = kept\n"
         "main(sys.argv[1:])\n"
     )
-    words = command(
-        trained, two, *optimizers, "--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true"
-    )
+    words = command(trained, two, *options, "--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true")
     subprocess.run([sys.executable, script, *words], check=True, timeout=300)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     assert ranks[0][0] == ranks[1][0] == yaml.safe_load((one / "ranks.yaml").read_text())
     assert all(torch.equal(ranks[1][1][name], value) for name, value in ranks[0][1].items())
     for row, single in zip(trace_of(two), trace_of(one), strict=True):
         assert row["factor"] == single["factor"]
-        assert row["figures"]["val/reconstruction"] == pytest.approx(single["figures"]["val/reconstruction"], rel=1e-3)
+        assert row["figures"]["val/reconstruction"] == pytest.approx(single["figures"]["val/reconstruction"], rel=1e-5)
