@@ -88,7 +88,7 @@ def draw(shares: dict[str, list[float]], file: Path) -> None:
     spreads = [100 * statistics.stdev(shares[name]) for name in names]
     colours = ["tab:blue" if len(GROUPS[name]) < 3 else "tab:gray" for name in names]
     axes.barh(names, means, xerr=spreads, color=colours, capsize=3)
-    axes.set_xlabel(f"% of the L1 that all layers gain over the base in {IMAGES} images (mean, standard deviation)")
+    axes.set_xlabel(f"% of what all layers gain in L1 in {IMAGES} images")
     figure.savefig(file, dpi=110)
 
 
