@@ -61,13 +61,16 @@ class Benchmark:
             f"--data.concepts={concepts}",
         )
 
+    def concepts_of(self, kind: str, seed: int) -> Path:
+        """File that names a base's concepts; a short one has the clustered ones."""
+        return self.out / f"concepts_{'clustered' if kind == 'short' else kind}_{seed}.txt"
+
     def base(self, kind: str, seed: int) -> Run:
         """A base of clustered, random or one concept, or of clustered ones on fewer images."""
-        concepts = self.out / f"concepts_{'clustered' if kind == 'short' else kind}_{seed}.txt"
         return Run(
             self.out / f"base_{kind}_{seed}",
             "configs/base_gan/small.yaml",
-            (*self.common(str(concepts), seed), "--trainer.callbacks=null"),
+            (*self.common(str(self.concepts_of(kind, seed)), seed), "--trainer.callbacks=null"),
             (SHORT,) if kind == "short" else BASE_IMAGES,
         )
 
@@ -361,10 +364,9 @@ class Benchmark:
         for kind in KINDS:
             for seed in self.seeds:
                 row = self.base(kind, seed).result()[-1]
-                concepts = self.base(kind, seed).arguments[2].removeprefix("--data.concepts=")
                 lines.append(
                     f"| {kind} | {seed} | {row['images']:,.0f} | {row['reconstruction']:.3f} | {row['ssim']:.3f} | "
-                    f"{', '.join(read_selection(Path(concepts)))} |"
+                    f"{', '.join(read_selection(self.concepts_of(kind, seed)))} |"
                 )
         return "\n".join(lines)
 

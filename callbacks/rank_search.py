@@ -19,8 +19,7 @@ from lightning_modules import LoRAAdaptation
 from pocketgan.adapters import keep_ranks, ranks_of, resized, scaled_ranks, stored_bytes
 from pocketgan.exporters import measure_latency
 from pocketgan.files import write_whole
-
-TRACE_FILE, RANKS_FILE = "rank_search.json", "ranks.yaml"
+from pocketgan.run_folder import RANKS_FILE, TRACE_FILE
 
 
 def best_trial(values: list[float], base: float, tolerance: float, mode: Literal["min", "max"]) -> tuple[int, bool]:

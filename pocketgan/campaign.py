@@ -24,10 +24,9 @@ from rich.table import Table
 from pocketgan.adapters import read_ranks
 from pocketgan.files import write_whole
 from pocketgan.pair_set import read_pairs
-from pocketgan.run_folder import adapter_bytes, last_figures
+from pocketgan.run_folder import RANKS_FILE, TRACE_FILE, adapter_bytes, last_figures
 
-RESULT_FILE, SETTINGS_FILE, TABLE_FILE, RANKS_FILE = "adapted.json", "campaign.json", "adapters.csv", "ranks.yaml"
-TRACE_FILE = "rank_search.json"
+RESULT_FILE, SETTINGS_FILE, TABLE_FILE = "adapted.json", "campaign.json", "adapters.csv"
 Command = Callable[[list[str]], None]
 
 
@@ -120,13 +119,13 @@ def run_campaign(
             traceback.print_exc()
             return {"concept": name, "state": f"failed: {(str(error) or type(error).__name__).splitlines()[0]}"}
         figures = last_figures(folder, "test")
-        first = {
+        row = {
             "concept": name,
             "seconds": None if resumed else round(time.monotonic() - start, 1),  # those of the first start are lost
             "images": figures["images"],
             "bytes": adapter_bytes(folder),
+            **figures,
         }
-        row = {**first, **figures}
         write_whole(folder / RESULT_FILE, json.dumps(row).encode())
         return {**row, "state": "new"}
 

@@ -3,6 +3,8 @@
 import csv
 from pathlib import Path
 
+RANKS_FILE, TRACE_FILE = "ranks.yaml", "rank_search.json"  # of a rank search
+
 
 def last_figures(run: Path, stage: str) -> dict[str, float]:
     """The last figures that a stage left in ``metrics.csv``.
