@@ -2,7 +2,7 @@ r"""The README's picture of E2GAN: one row for each held-out concept, on photos 
 
 pocketgan select concepts POOL --count 6 --out concepts.txt --split '[0.6,0.2,0.2]'
 pocketgan fit -c configs/base_gan/small.yaml --model.generator.width 32 --data.root POOL --data.concepts concepts.txt \
-    --data.split '[0.6,0.2,0.2]' --budget.images 12800 --trainer.default_root_dir BASE
+    --data.split '[0.6,0.2,0.2]' --budget.images 16000 --trainer.default_root_dir BASE
 pocketgan adapt --base BASE --pairs POOL --concepts style_18,style_19,style_21,style_22,style_24 --out ADAPTERS \
     --config configs/lora_adaptation/rank_search.yaml
 python -m benchmarks.e2gan_pictures --base BASE --adapters ADAPTERS --out docs/images/e2gan.png

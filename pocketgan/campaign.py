@@ -21,12 +21,14 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from pocketgan.adapters import read_ranks
+from pocketgan.adapters import layer_ranks, read_ranks
 from pocketgan.files import write_whole
 from pocketgan.pair_set import read_pairs
 from pocketgan.run_folder import RANKS_FILE, TRACE_FILE, adapter_bytes, last_figures
+from pocketgan.selection import read_selection
 
 RESULT_FILE, SETTINGS_FILE, TABLE_FILE = "adapted.json", "campaign.json", "adapters.csv"
+SHOWN = {"concept", "images", "bytes", "reconstruction", "ssim", "state"}  # and the kernel distance
 Command = Callable[[list[str]], None]
 
 
@@ -50,8 +52,9 @@ def run_campaign(
         command: Runs one pocketgan command line, given without the program's name; used with one device.
         base: Run folder of the base. Size, split and seed of its data hold for the adapters, too.
         pairs: Pair set.
-        concepts: Names with commas between, or ``all``: every concept of the set that the base was not trained on.
-        out: Gets ``<concept>/`` and ``adapters.csv``.
+        concepts: Names with commas between, a file of ``pocketgan select concepts``, or ``all``: every concept of the
+            set that the base was not trained on.
+        out: Gets ``<concept>/`` and ``adapters.csv``, which has all concepts that are done there.
         config: The adaptation's YAML; ``configs/lora_adaptation/small.yaml`` if None.
         ranks: YAML file of LoRA ranks for all; the config's own, or those of its search, if None.
         devices: Number of GPUs, each with a concept of its own at a time; or of processes where there is none.
@@ -77,9 +80,20 @@ def run_campaign(
         raise ValueError(f"devices is {devices}, {torch.cuda.device_count()} GPUs are visible; give at most as many")
     if ranks is not None and not ranks.is_file():
         raise FileNotFoundError(f"rank file {ranks} does not exist; RankSearch writes RUN/ranks.yaml")
-    model = load_base(base)
-    names = _chosen(concepts, pairs, model.concepts)
     config = config or Path(str(files("configs") / "lora_adaptation" / "small.yaml"))
+    if not config.is_file():
+        raise FileNotFoundError(
+            f"config {config} does not exist; give a YAML such as configs/lora_adaptation/small.yaml"
+        )
+    if (out / "config.yaml").exists():
+        raise ValueError(f"{out} is the folder of a run; choose another --out, each concept gets a run folder below it")
+    model = load_base(base)
+    if ranks is not None:
+        try:
+            layer_ranks(model.generator_ema, read_ranks(ranks))
+        except ValueError as error:
+            raise ValueError(f"rank file {ranks} does not fit the base {base}: {error}") from error
+    names = _chosen(concepts, pairs, model.concepts)
     recipe, searches = _without_search(yaml.safe_load(config.read_text()))
     data = trained_data_of(base)
     options = [f"--data.{key}={json.dumps(data[key])}" for key in ("size", "crop_from", "split", "seed")]
@@ -129,6 +143,10 @@ def run_campaign(
         write_whole(folder / RESULT_FILE, json.dumps(row).encode())
         return {**row, "state": "new"}
 
+    def with_what_the_base_knew(row: dict[str, Any]) -> dict[str, Any]:
+        known = row["concept"] in model.concepts
+        return {**row, "state": f"{row['state']}, in the base's own mix"} if known else row
+
     row_of: dict[str, dict[str, Any]] = {}
     undone = [name for name in names if not (out / name / RESULT_FILE).exists()]
     if searches and ranks is None and undone:
@@ -140,14 +158,17 @@ def run_campaign(
             if not searched.is_file():
                 raise ValueError(f"the rank search on {first} {row_of[first]['state']}; start again to retry")
             write_whole(ranks, searched.read_bytes())
+        print(f"ranks of {ranks} serve every concept that is still to come")  # noqa: T201
     rest = [name for name in names if name not in row_of]
     if devices == 1:
         row_of |= {name: adapt(name, command, plain, ranks) for name in rest}
     else:
         done = _side_by_side(rest, devices, out, lambda name, run: adapt(name, run, plain, ranks))
         row_of |= dict(zip(rest, done, strict=True))
-    rows = [row_of[name] for name in names]
-    _report(rows, out / TABLE_FILE)
+    rows = [with_what_the_base_knew(row_of[name]) for name in names]
+    others = sorted(file.parent.name for file in out.glob(f"*/{RESULT_FILE}") if file.parent.name not in row_of)
+    earlier = [{**json.loads((out / name / RESULT_FILE).read_text()), "state": "done before"} for name in others]
+    _report([*rows, *map(with_what_the_base_knew, earlier)], out / TABLE_FILE)
     failed = [str(row["concept"]) for row in rows if str(row["state"]).startswith("failed")]
     if failed:
         raise ValueError(f"{len(failed)} of {len(rows)} concepts failed ({', '.join(failed)}); start again to retry")
@@ -176,7 +197,10 @@ def _chosen(concepts: str, pairs: Path, known: list[str]) -> list[str]:
         if not names:
             raise ValueError(f"the base was trained on all concepts of {pairs}; name those to adapt to by --concepts")
         return names
-    names = [name.strip() for name in concepts.split(",") if name.strip()]
+    if Path(concepts).is_file():
+        names = read_selection(Path(concepts))
+    else:
+        names = [name.strip() for name in concepts.strip("[]").split(",") if name.strip()]
     unknown = [name for name in names if name not in held]
     if unknown or not names:
         raise ValueError(f"unknown concept {', '.join(unknown) or '(none given)'}; {pairs} holds {', '.join(held)}")
@@ -191,9 +215,13 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
         raise ValueError(f"{folder} holds a run that no campaign made; choose another --out")
     found = json.loads(file.read_text())
     other = [name for name, value in settings.items() if found.get(name) != value]
+    if "options" in other:
+        now, then = set(settings["options"]), set(found["options"])
+        changes = [", ".join(sorted(words)) or "none" for words in (then - now, now - then)]
+        other[other.index("options")] = "options: {} then, {} now".format(*changes)
     if other:
         raise ValueError(
-            f"{folder} was adapted with other settings ({', '.join(other)}); choose another --out or delete it"
+            f"{folder} was adapted with other settings ({'; '.join(other)}); choose another --out or delete it"
         )
 
 
@@ -246,10 +274,15 @@ def _report(rows: list[dict[str, Any]], file: Path) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_whole(file, text.getvalue().encode())
-    table = Table(title=str(file))
-    for name in columns:
-        table.add_column(name, justify="left" if name in {"concept", "state"} else "right")
+    shown = [
+        name for name in columns if name in SHOWN or (name.startswith("kid") and not name.endswith(("_low", "_high")))
+    ]
+    table = Table(box=None)
+    for name in shown:
+        left = name in {"concept", "state"}
+        table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=name != "state")
     for row in rows:
-        cells = ("" if row.get(name) is None else row[name] for name in columns)
+        cells = ("" if row.get(name) is None else row[name] for name in shown)
         table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells))
     Console().print(table)
+    print(f"all figures: {file}")  # noqa: T201

@@ -55,7 +55,7 @@ def run_lightning(args: list[str] | None) -> None:
     """Hand ``fit``, ``validate``, ``test`` and ``predict`` to LightningCLI."""
     from jsonargparse import set_parsing_settings
     from lightning.pytorch import LightningDataModule, LightningModule
-    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     # short class names in YAMLs are found among imported classes
@@ -98,6 +98,9 @@ def run_lightning(args: list[str] | None) -> None:
                 others = given if isinstance(given, list) else [given]
                 # first, since config.yaml and checkpoints follow the first logger's folder
                 kwargs["logger"] = [MetricsCSV(Path(trainer.default_root_dir or ".")), *others]
+            if trainer.enable_progress_bar is False:  # Lightning refuses the YAMLs' bar otherwise
+                kept = [callback for callback in trainer.callbacks or [] if not isinstance(callback, ProgressBar)]
+                kwargs["callbacks"] = kept
             return super().instantiate_trainer(**kwargs)
 
     # interpolation that the command line and later files can override (Lightning issue 13607)

@@ -191,6 +191,7 @@ def select_concepts(
 
     if method == "random" and text_encoder is not None:
         raise ValueError("a random choice reads no prompts; give --text_encoder or --method random, not both")
+    _check_file(out)
     data = _opened_pairs(root, candidates, size, split, seed)
     names = list(data.prompts)
     check_count(count, len(names), "candidates")
@@ -203,7 +204,7 @@ def select_concepts(
         pairs = data.datasets["train"].pairs
         photos = {name: [data.photo_name(pair) for pair in pairs if pair.concept == name] for name in names}
         common = common_photos(photos)
-        print(f"features of {len(pairs)} edits; they are kept in {data.cache}")
+        print(f"features of {len(pairs)} edits: computed once, which may take minutes, then read from {data.cache}")
         of_edits = data.reference_features("train", EfficientNetLite0Features())
         used = {name: torch.tensor([photo in common for photo in photos[name]]) for name in names}
         features = torch.stack([of_edits[name][used[name]].mean(0) for name in names])
@@ -241,6 +242,7 @@ def select_photos(
     from pocketgan.metrics import EfficientNetLite0Features, reference_features
     from pocketgan.selection import check_count
 
+    _check_file(out)
     data = _opened_pairs(root, concepts, size, split, seed)
     names = sorted({data.photo_name(pair) for pair in data.datasets["train"].pairs})
     check_count(count, len(names), "photos on the training side")
@@ -251,6 +253,11 @@ def select_photos(
         features = torch.cat([of_photos[name] for name in names])
         described = f"EfficientNetLite0Features of the photos at {data.size} px"
     _write_choice("photos", names, features, described, count, choice_seed, data, out)
+
+
+def _check_file(out: Path) -> None:
+    if out.is_dir():
+        raise IsADirectoryError(f"{out} is a folder; name the file to write, such as {out / 'chosen.txt'}")
 
 
 def _opened_pairs(
@@ -318,8 +325,9 @@ def adapt(
     Args:
         base: Run folder of the base.
         pairs: Pair set.
-        concepts: Names with commas between, or "all" that the base was not trained on.
-        out: Folder that gets a run folder for each concept, and adapters.csv.
+        concepts: Names with commas between, a file of `pocketgan select concepts`, or "all" that the base was not
+            trained on.
+        out: Folder that gets a run folder for each concept, and adapters.csv with all that are done there.
         config: YAML of the adaptation; configs/lora_adaptation/small.yaml if not given. With rank_search.yaml beside it
             the ranks are searched on the first concept and serve all.
         ranks: File of LoRA ranks for all concepts, such as the ranks.yaml of a search; the config's if not given.

@@ -113,7 +113,8 @@ def test_a_failing_concept_does_not_stop_the_others(started, tmp_path, monkeypat
 
 def test_a_base_concept_is_named(started, tmp_path, capsys):
     with pytest.warns(UserWarning, match="the base was trained on inverted already"):
-        adapt(started, tmp_path / "out", "inverted")
+        [row] = adapt(started, tmp_path / "out", "inverted")
+    assert row["state"] == "new, in the base's own mix"
     adapt(started, tmp_path / "side", "inverted", "--devices=2")
     assert "inverted: " in capsys.readouterr().err
 
@@ -124,10 +125,13 @@ def test_a_base_concept_is_named(started, tmp_path, capsys):
         ("night", (), "unknown concept night; .* holds inverted, mirrored, sepia"),
         (",", (), "unknown concept"),
         ("sepia", ("--ranks=r.yaml",), "rank file r.yaml does not exist"),
+        ("sepia", ("--ranks=ranks.yaml",), "rank file ranks.yaml does not fit the base .*: .*elsewhere"),
+        ("sepia", ("--config=c.yaml",), "config c.yaml does not exist"),
         ("sepia", ("--devices=-1",), "devices is -1"),
     ],
 )
 def test_bad_input_is_refused_first(started, tmp_path, concepts, arguments, message):
+    (tmp_path / "ranks.yaml").write_text("elsewhere: 4\n")
     with pytest.raises(SystemExit, match=message):
         adapt(started, tmp_path / "out", concepts, *arguments)
     assert not (tmp_path / "out").exists()
@@ -177,5 +181,23 @@ def test_an_adapter_is_refused_as_base(started, tmp_path):
 
 def test_other_settings_are_refused(started, tmp_path):
     adapt(started, tmp_path / "out", "sepia")
-    with pytest.raises(SystemExit, match=r"was adapted with other settings \(options\); choose another --out"):
+    with pytest.raises(SystemExit, match=r"\(options: --budget.images=24 then, --budget.images=32 now\)"):
         adapt(started, tmp_path / "out", "sepia", options="--budget.images=32")
+
+
+def test_the_table_has_all_that_is_done_and_concepts_may_stand_in_a_file(started, tmp_path, capsys):
+    (tmp_path / "sepia.txt").write_text("sepia\n")
+    adapt(started, tmp_path / "out", tmp_path / "sepia.txt")
+    capsys.readouterr()
+    rows = adapt(started, tmp_path / "out", "[mirrored]")
+    assert [(row["concept"], row["state"]) for row in rows] == [("mirrored", "new"), ("sepia", "done before")]
+    heading, *lines, _ = capsys.readouterr().out.splitlines()[-4:]
+    assert heading.split() == ["concept", "images", "bytes", "kid_lite0", "reconstruction", "ssim", "state"]
+    assert [line.split()[0] for line in lines] == ["mirrored", "sepia"]
+    assert f"{float(rows[1]['reconstruction']):.4g}" in lines[1].split()
+
+
+def test_a_run_folder_is_no_place_for_a_campaign(started, tmp_path):
+    base, _ = started
+    with pytest.raises(SystemExit, match="is the folder of a run; choose another --out"):
+        adapt(started, base, "sepia")
