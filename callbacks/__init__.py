@@ -1,17 +1,25 @@
 """What happens around a training, one file each."""
 
 from callbacks.adapter_writer import AdapterWriter
+from callbacks.clip_score_early_stopping import ClipScoreEarlyStopping
+from callbacks.diffusion_adapter_writer import DiffusionAdapterWriter
 from callbacks.image_budget import ImageBudget
+from callbacks.loss_tracking_early_stopping import LossTrackingEarlyStopping
 from callbacks.pair_writer import PairWriter
+from callbacks.personalization_writer import PersonalizationWriter
 from callbacks.random_state import RandomState
 from callbacks.rank_search import RankSearch
 from callbacks.run_folder import MetricsCSV, SaveRunConfig
 
 __all__ = [
     "AdapterWriter",
+    "ClipScoreEarlyStopping",
+    "DiffusionAdapterWriter",
     "ImageBudget",
+    "LossTrackingEarlyStopping",
     "MetricsCSV",
     "PairWriter",
+    "PersonalizationWriter",
     "RandomState",
     "RankSearch",
     "SaveRunConfig",

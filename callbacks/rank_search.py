@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich import get_console
 
+from callbacks.console import say
 from callbacks.image_budget import ImageBudget
 from lightning_modules import LoRAAdaptation
 from pocketgan.adapters import keep_ranks, ranks_of, resized, scaled_ranks, stored_bytes
@@ -71,7 +71,7 @@ class RankSearch(Callback):
             unknown one is refused after the base's validation, before any training.
         mode: Whether a small or a large figure is good.
         tolerance: See ``best_trial``.
-        images_share: Images of all trials together as a share of the run's budget; at most a quarter.
+        images_share: Images of all trials together, beside the run's own, as a share of its budget; at most a quarter.
         byte_budget: Largest ``adapter_model.safetensors`` in bytes; larger factors are left out.
         latency_budget_ms: Largest median latency of the unmerged generator on one photo of the training size on the
             CPU; larger factors are left out. Merged, an adapter costs no time.
@@ -291,7 +291,7 @@ class RankSearch(Callback):
         if trainer.is_global_zero:
             self._write(trainer, TRACE_FILE, json.dumps(self.trace, indent=2))
             if row["factor"]:
-                self._say(
+                say(
                     f"rank search: factor {row['factor']}, {row['parameters']:,} parameters, {row['bytes']:,} bytes, "
                     f"{row['images']} images: {self.metric} {row['figures'][self.metric]:.4g}"
                 )
@@ -305,21 +305,22 @@ class RankSearch(Callback):
         before, value = self.trace[0]["figures"][self.metric], row["figures"][self.metric]
         if trainer.is_global_zero:
             if not (value < before if self.mode == "min" else value > before):
-                self._say(
+                say(
                     f"rank search: no trial is better than the base itself ({self.metric} {value:.4g} after, "
                     f"{before:.4g} before); raise budget.images or check the learning rate"
                 )
             self._write(trainer, RANKS_FILE, yaml.safe_dump(self.ranks, sort_keys=False))
             for reason in self._left_out:
-                self._say(f"rank search: {reason}; left out")
+                say(f"rank search: {reason}; left out")
             if best == 0 and len(self.trace) > 2:
-                self._say(
+                say(
                     f"rank search: no factor above {row['factor']} improves {self.metric} by more than "
-                    f"{self.tolerance:g} of the base's figure"
+                    f"{self.tolerance:g} of the base's figure, {before:.4g}"
                 )
-            self._say(
+            say(
                 f"rank search: keeps factor {row['factor']} after {sum(trial['images'] for trial in self.trace)} "
-                f"images; use its ranks again with --model.ranks {Path(trainer.default_root_dir) / RANKS_FILE}"
+                "images beside the run's own; use its ranks again with --model.ranks "
+                f"{Path(trainer.default_root_dir) / RANKS_FILE}"
             )
 
     @staticmethod
@@ -327,10 +328,6 @@ class RankSearch(Callback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / name, text.encode())
-
-    @staticmethod
-    def _say(line: str) -> None:
-        get_console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -9,8 +9,9 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_warn
-from rich import get_console
 
+from callbacks.console import say
+from lightning_modules import PairedGAN
 from pocketgan.files import write_whole
 
 
@@ -56,13 +57,9 @@ class SaveRunConfig(SaveConfigCallback):
         """Say what there is now and what can follow."""
         if trainer.is_global_zero:
             folder, images = trainer.default_root_dir, getattr(pl_module, "images_seen", 0)
-            get_console().print(
-                f"{folder} is trained on {images} images. Measure it with `pocketgan test -c {folder}/config.yaml`, "
-                f"use it with `pocketgan edit PHOTOS --model {folder} --out edited`.",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            use = f" Measure it with `pocketgan test -c {folder}/config.yaml`, "
+            use += f"use it with `pocketgan edit PHOTOS --model {folder} --out edited`."
+            say(f"{folder} is trained on {images} images.{use if isinstance(pl_module, PairedGAN) else ''}")
 
 
 class _AppendingWriter(ExperimentWriter):

@@ -248,6 +248,10 @@ class PairedGAN(LightningModule):
         tokens = self.text_encoder_ema([concept], [self.prompts[concept]]).detach()
         return merge(self.generator_ema).fold_prompt(tokens.to(self.device)).eval().requires_grad_(False)
 
+    def deterministic_objective(self, batch: dict[str, Any]) -> Tensor:
+        """Reconstruction of the averaged generator on fixed pairs; the adversarial loss is a moving target."""
+        return self.reconstruction_loss(self(batch["photo"], batch["concept"]), batch["edit"])
+
     def on_validation_start(self) -> None:
         """Fetch the teacher's side of the distances."""
         self._set_reference("val")

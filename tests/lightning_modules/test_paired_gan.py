@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from checkpoints import assert_same, state, weights
 from lightning.pytorch import Callback, Trainer
 from tiny import TINY_CONFIGS, fit_adapter, fit_base, make_pair_set
 
@@ -17,33 +18,6 @@ from pocketgan.losses import L1Loss, LeastSquaresLoss
 from pocketgan.metrics import EditQuality
 from pocketgan.networks import E2GANGenerator, GroupNorm, PatchDiscriminator
 from pocketgan.text import ConceptTokens
-
-
-def weights(run):
-    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-
-
-def assert_same(found, expected, path="checkpoint"):
-    """Equal bit for bit, down to the last entry."""
-    assert type(found) is type(expected), path
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys(), path
-        for key in expected:
-            assert_same(found[key], expected[key], f"{path}.{key}")
-    elif isinstance(expected, list | tuple):
-        assert len(found) == len(expected), path
-        for index, (one, other) in enumerate(zip(found, expected, strict=True)):
-            assert_same(one, other, f"{path}.{index}")
-    elif isinstance(expected, torch.Tensor):
-        assert torch.equal(found, expected), path
-    else:
-        assert found == expected, path
-
-
-def state(run):
-    """All that a run carries on: networks, averages, optimizers, random numbers, and the clock, the data's position."""
-    checkpoint = weights(run)
-    return {key: checkpoint[key] for key in ("state_dict", "optimizer_states", "random_states", "images_seen")}
 
 
 def metrics(run):

@@ -1,0 +1,291 @@
+"""The end of a run once its loss on frozen inputs says nothing new: DVAR."""
+
+import array
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from callbacks.console import say
+from callbacks.image_budget import ImageBudget
+from pocketgan.files import write_whole
+
+Preset = Literal["textual_inversion", "custom_diffusion", "dreambooth_lora", "adapter"]
+# window and threshold; the first three are those of DVAR's README, the last is ours (benchmarks/early_stopping.md)
+PRESETS: dict[Preset, tuple[int, float]] = {
+    "textual_inversion": (310, 0.15),
+    "custom_diffusion": (180, 0.15),
+    "dreambooth_lora": (440, 0.4),
+    "adapter": (80, 5e-5),
+}
+TRACKING_FILE = "loss_tracking.json"
+
+
+@runtime_checkable
+class DeterministicObjective(Protocol):
+    """What ``LossTrackingEarlyStopping`` asks of a module.
+
+    A module that draws noise and timesteps in its step also offers ``frozen(batch)``, which is called once and returns
+    the batch with all that is drawn for it.
+    """
+
+    def deterministic_objective(self, batch: Any) -> Tensor:
+        """The training loss, a mean over the batch, without anything that is drawn anew or moves by itself."""
+        ...
+
+
+def variance_ratio(history: "np.ndarray[Any, np.dtype[np.float64]]", window: int) -> float:
+    """DVAR's criterion: population variance of the last ``window`` values over that of all.
+
+    Args:
+        history: (T,) values since the run's first step.
+        window: Number of the last values.
+
+    Returns:
+        The ratio; 1 while there are at most ``window`` values, or where they never changed.
+    """
+    spread = float(np.var(history))
+    return float(np.var(history[-window:])) / spread if len(history) > window and spread else 1.0
+
+
+class LossTrackingEarlyStopping(Callback):
+    """Stops a run when its loss on a frozen batch no longer moves, as DVAR does.
+
+    Voronov et al., *Is This Loss Informative?*, NeurIPS 2023, arXiv 2302.04841, and its code's ``early_stopping.py``.
+    The training loss of a diffusion model or a GAN shows no end, since inputs, noise and timesteps, or the
+    discriminator, differ at each step. With all of them frozen the same loss falls and then stands still; the run
+    stops below ``threshold`` of ``variance_ratio``. The batch that began goes to its end and the last weights are kept.
+
+    The frozen examples are taken evenly from the training data, without augmentation, once. Evaluating them leaves the
+    training's random numbers and batch norm's statistics alone: until the stop the run is bit-identical to one without
+    this callback. Over several ranks each evaluates its share, and all decide by the mean.
+
+    ``train/tracked_objective`` and ``train/variance_ratio`` are logged; ``RUN/loss_tracking.json`` holds the curve.
+
+    Args:
+        preset: Window and threshold that the paper used for a method, or ours for adapters of paired GANs.
+        window: Number of last values compared with all; the preset's if None. The first possible stop is one later.
+        threshold: Ratio of variances below which to stop; the preset's if None. 0 tracks and never stops.
+        images: Frozen examples over all ranks; an example comes again, with other noise, where the data hold fewer.
+        every_n_batches: Batches from one value to the next.
+        seed: Draws what a module's ``frozen`` or objective draws.
+
+    Raises:
+        ValueError: An argument makes no sense or neither preset nor both numbers are given; later: the frozen batch
+            holds no example or a number that is not finite, or the objective is not finite. Checkpoints are written
+            at validations, before which the objective is looked at, so that the last one holds finite weights.
+        TypeError: The module has no ``deterministic_objective``.
+    """
+
+    def __init__(
+        self,
+        preset: Preset | None = None,
+        window: int | None = None,
+        threshold: float | None = None,
+        images: int = 8,
+        every_n_batches: int = 1,
+        seed: int = 0,
+    ) -> None:
+        if preset is None and (window is None or threshold is None):
+            raise ValueError(f"give a preset ({', '.join(PRESETS)}), or both window and threshold")
+        preset_window, preset_threshold = PRESETS[preset] if preset else (0, 0.0)
+        self.window = preset_window if window is None else window
+        self.threshold = preset_threshold if threshold is None else threshold
+        if self.window < 2:
+            raise ValueError(f"window is {self.window}; a variance needs 2 values or more")
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"threshold is {self.threshold}; give a share from 0 (never stops) to below 1")
+        if images < 1 or every_n_batches < 1:
+            raise ValueError(f"images is {images}, every_n_batches {every_n_batches}; give 1 or more of each")
+        self.images, self.every_n_batches, self.seed = images, every_n_batches, seed
+        self.history = array.array("d")
+        self.batches = 0
+        self._begun = time.perf_counter()
+        self._tracking_seconds = self._earlier_seconds = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole history: a resumed run goes on with it."""
+        return {
+            "history": torch.tensor(self.history, dtype=torch.float64),
+            "batches": self.batches,
+            "every_n_batches": self.every_n_batches,
+            "images": self.images,
+            "tracking_seconds": self._tracking_seconds,
+            "seconds": self._run_seconds(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with a history.
+
+        Raises:
+            ValueError: It was made of other examples, or at other batches.
+        """
+        for name in ("every_n_batches", "images"):
+            if state_dict[name] != getattr(self, name):
+                raise ValueError(
+                    f"the run was tracked with {name} {state_dict[name]} and would go on with {getattr(self, name)}; "
+                    "its variances would mean nothing. Resume with the same number"
+                )
+        self.history = array.array("d", state_dict["history"].tolist())
+        self.batches = state_dict["batches"]
+        self._tracking_seconds, self._earlier_seconds = state_dict["tracking_seconds"], state_dict["seconds"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Freeze the examples; refuse what cannot be tracked."""
+        if not isinstance(pl_module, DeterministicObjective):
+            raise TypeError(
+                f"LossTrackingEarlyStopping needs a module with deterministic_objective(batch), this run trains a "
+                f"{type(pl_module).__name__}"
+            )
+        self._begun = time.perf_counter()
+        with self._undisturbed(trainer, pl_module):
+            self._batch, self._share = self._freeze(trainer, pl_module)
+        finite: list[bool] = []
+        apply_to_collection(self._batch, Tensor, lambda tensor: finite.append(bool(torch.isfinite(tensor).all())))
+        if not all(finite):
+            raise ValueError("the tracked batch holds numbers that are not finite; mend the training data")
+        if self._ratio() < self.threshold:  # a run that was stopped and is resumed
+            trainer.should_stop = True
+        planned = _planned_batches(trainer)
+        if planned is not None and self.threshold and planned <= self.window * self.every_n_batches:
+            rank_zero_warn(
+                f"loss tracking can never stop this run: it has {planned} batches, the window spans "
+                f"{self.window * self.every_n_batches}; give a smaller window or a larger budget"
+            )
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Look at the weights before their next step; the batch that begins here may be the last."""
+        if self.batches % self.every_n_batches == 0:
+            value = self._objective(trainer, pl_module)
+            self.history.append(value)
+            ratio = self._ratio()
+            pl_module.log_dict({"train/tracked_objective": value, "train/variance_ratio": ratio})
+            if ratio < self.threshold:
+                trainer.should_stop = True
+        self.batches += 1
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the weights that a checkpoint is about to hold."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._objective(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say why the run ended, or that it could not be stopped, and at what cost."""
+        if not trainer.is_global_zero:
+            return
+        seconds, stopped = self._run_seconds(), self._ratio() < self.threshold
+        images = getattr(pl_module, "images_seen", None)
+        seen = f"batch {self.batches}{f' ({images} images)' if images is not None else ''}"
+        verdict = f"the variance of the last {self.window} values is {self._ratio():.3g} of that of all, "
+        verdict += f"{'below' if stopped else 'not below'} {self.threshold:g}"
+        cost = f"it took {self._tracking_seconds / seconds:.1%} of the run's time"
+        say(f"loss tracking: {'stopped' if stopped else 'did not stop'} at {seen}: {verdict}; {cost}")
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        curve = {
+            "window": self.window,
+            "threshold": self.threshold,
+            "images": self.images,
+            "every_n_batches": self.every_n_batches,
+            "stopped": stopped,
+            "batches": self.batches,
+            "tracking_seconds": self._tracking_seconds,
+            "seconds": seconds,
+            "objective": list(self.history),
+        }
+        write_whole(folder / TRACKING_FILE, json.dumps(curve).encode())
+
+    def _ratio(self) -> float:
+        return variance_ratio(np.frombuffer(self.history), self.window) if self.history else 1.0
+
+    def _run_seconds(self) -> float:
+        return self._earlier_seconds + time.perf_counter() - self._begun
+
+    @contextmanager
+    def _undisturbed(self, trainer: Trainer, module: LightningModule) -> Iterator[None]:
+        """Let nothing that happens here reach the training: random numbers, statistics of norms, augmentation."""
+        modes = [(part, part.training) for part in module.modules()]
+        with isolate_rng(include_cuda=trainer.strategy.root_device.type == "cuda"), torch.no_grad():
+            torch.manual_seed(self.seed + trainer.global_rank)
+            module.eval()
+            try:
+                yield
+            finally:
+                for part, training in modes:
+                    part.training = training
+
+    def _freeze(self, trainer: Trainer, module: LightningModule) -> tuple[Any, float]:
+        """The rank's examples, and their share of all."""
+        loader = trainer.train_dataloader
+        if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__len__"):
+            raise TypeError(
+                f"loss tracking takes its examples from a DataLoader over a sized dataset, this run has a "
+                f"{type(loader).__name__}"
+            )
+        count = len(loader.dataset)
+        if self.images < trainer.world_size:
+            raise ValueError(f"images is {self.images}, with {trainer.world_size} ranks; each rank needs one")
+        if not count:
+            raise ValueError("the tracked batch is empty: the training data hold no example")
+        if self.images <= count:  # evenly over the data: neighbours may be crops of one photo
+            places = [number * count // self.images for number in range(self.images)]
+        else:
+            places = [number % count for number in range(self.images)]
+        places = places[trainer.global_rank :: trainer.world_size]
+        frozen = DataLoader(
+            Subset(loader.dataset, places),
+            batch_size=len(places),
+            collate_fn=loader.collate_fn,
+            generator=torch.Generator(),
+        )
+        trainer.validating = True  # no augmentation
+        try:
+            batch = trainer.strategy.batch_to_device(next(iter(frozen)))
+            freeze = getattr(module, "frozen", None)
+            return freeze(batch) if freeze else batch, len(places) / self.images
+        finally:
+            trainer.training = True
+
+    def _objective(self, trainer: Trainer, module: LightningModule) -> float:
+        """The mean over all ranks.
+
+        Raises:
+            ValueError: It is not finite.
+        """
+        assert isinstance(module, DeterministicObjective)
+        begun = time.perf_counter()
+        with self._undisturbed(trainer, module), trainer.precision_plugin.forward_context():
+            mean = module.deterministic_objective(self._batch).float() * self._share
+        value = float(trainer.strategy.reduce(mean, reduce_op="sum"))
+        self._tracking_seconds += time.perf_counter() - begun
+        if not np.isfinite(value):
+            raise ValueError(
+                f"the tracked objective is {value} before batch {self.batches + 1}; the run stops here. The last "
+                "checkpoint holds the weights of the last validation, which were finite; resume from it with a lower "
+                "learning rate"
+            )
+        return value
+
+
+def _planned_batches(trainer: Trainer) -> int | None:
+    """Batches that the run's budget allows; None if it has none."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ImageBudget):
+            return callback.images // int(trainer.datamodule.batch_size)  # type: ignore[attr-defined]
+    if trainer.max_steps > 0:
+        return trainer.max_steps
+    if trainer.max_epochs and trainer.max_epochs > 0:
+        return int(trainer.max_epochs * trainer.num_training_batches)
+    return None
