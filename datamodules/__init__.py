@@ -1,6 +1,8 @@
 """Sources of batches, one file each."""
 
+from datamodules.concept_images import ConceptImages
+from datamodules.labelled_latents import LabelledLatents
 from datamodules.paired_images import PairedImages
 from datamodules.source_photos import SourcePhotos
 
-__all__ = ["PairedImages", "SourcePhotos"]
+__all__ = ["ConceptImages", "LabelledLatents", "PairedImages", "SourcePhotos"]

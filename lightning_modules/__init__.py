@@ -1,18 +1,24 @@
 """Training recipes, one file each."""
 
 from lightning_modules.base_gan import BaseGAN
+from lightning_modules.diffusion_adaptation import DiffusionAdaptation
+from lightning_modules.diffusion_training import DiffusionTraining
 from lightning_modules.full_fine_tuning import FullFineTuning
 from lightning_modules.lora_adaptation import LoRAAdaptation
 from lightning_modules.pair_synthesis import PairSynthesis
 from lightning_modules.paired_gan import PairedGAN
+from lightning_modules.personalization import Personalization
 from lightning_modules.run import load_base, load_concepts, load_run, trained_data_of
 
 __all__ = [
     "BaseGAN",
+    "DiffusionAdaptation",
+    "DiffusionTraining",
     "FullFineTuning",
     "LoRAAdaptation",
     "PairSynthesis",
     "PairedGAN",
+    "Personalization",
     "load_base",
     "load_concepts",
     "load_run",

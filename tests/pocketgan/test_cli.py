@@ -254,7 +254,11 @@ def test_adapting_starts_at_the_base(trained, tmp_path):
     )
 
 
-TINY_RUNS = [path for path in shipped(TINY_CONFIGS) if path.parent.name != "synthesize"]
+TINY_RUNS = [
+    path
+    for path in shipped(TINY_CONFIGS)
+    if path.parent.name not in {"synthesize", "diffusion_adaptation", "diffusion_training", "personalization"}
+]
 
 
 @pytest.mark.parametrize("config", TINY_RUNS, ids=lambda path: "/".join(path.parts[-2:]))

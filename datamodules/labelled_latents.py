@@ -1,0 +1,278 @@
+"""Latents of images in class folders, encoded once."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL
+from filelock import FileLock
+from lightning.pytorch import LightningDataModule
+from PIL import Image
+from rich.progress import track
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+from torchvision.datasets import ImageFolder
+
+from datamodules.image_clock_sampler import ImageClockSampler
+from pocketgan.digest import weights_digest
+from pocketgan.dit_pipeline import load_autoencoder
+from pocketgan.files import write_whole
+from pocketgan.images import IMAGE_SUFFIXES, UnreadableImageError, load_photo, to_tensor
+
+Split = Literal["train", "val", "test"]
+_ENCODED_AT_ONCE = 16
+
+
+class _ClassFolders(ImageFolder):
+    """torchvision's, without hidden folders: the cache is one."""
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        """Folders whose name does not begin with a dot."""
+        names = sorted(
+            path.name for path in Path(directory).iterdir() if path.is_dir() and not path.name.startswith(".")
+        )
+        return names, {name: place for place, name in enumerate(names)}
+
+
+class LatentDataset(Dataset[dict[str, Tensor]]):
+    """Latents of one split: ``mean`` and ``deviation`` (V, C, H, W), V = 2 with a mirrored view, and ``label`` ()."""
+
+    def __init__(self, tensors: dict[str, Tensor], places: list[int]) -> None:
+        self.tensors, self.places = tensors, places
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """One image."""
+        return {name: values[self.places[index]] for name, values in self.tensors.items()}
+
+
+class LabelledLatents(LightningDataModule):
+    """Images in folders named after their classes, as latents of a pipeline's autoencoder, or as they are.
+
+    The first use encodes each image's centred square, and its mirror image, into one safetensors file that is keyed by
+    the files, the size and the autoencoder's weights. It holds mean and deviation of the latent, so that each step
+    draws a latent of its own, as DiT's training does (facebookresearch/DiT, train.py). Everything is read into memory.
+
+    Batches: ``latents`` (B, C, H, W), scaled as the transformer expects them, and ``label`` (B,), the place of the
+    class in the sorted names. Without an autoencoder the latents are the images in [-1, 1]. Validation and test take
+    the unmirrored mean.
+
+    Args:
+        root: ``ROOT/CLASS/image``; folders below a class belong to it.
+        vae: Folder or repo id of a pipeline or an autoencoder of diffusers; None for images as they are.
+        size: Side of the images in pixels.
+        flip: Mirror half of the training images.
+        batch_size: Images in a batch over all ranks together.
+        split: Fractions of each class for train, val and test.
+        seed: Deals the split, the order, mirror images and the draw of latents.
+        cache: Folder of the encoded files; ``ROOT/.cache`` if None.
+
+    Attributes:
+        classes: Names by label, after ``setup``.
+        latent_shape: (C, H, W), after ``setup``.
+
+    Raises:
+        ValueError: A number makes no sense.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        vae: str | None = None,
+        size: int = 256,
+        flip: bool = True,
+        batch_size: int = 32,
+        split: tuple[float, float, float] = (0.8, 0.1, 0.1),
+        seed: int = 0,
+        cache: Path | None = None,
+    ) -> None:
+        super().__init__()
+        if min(split) < 0 or abs(sum(split) - 1) > 1e-6 or not split[0]:
+            raise ValueError(f"split {split} must be three fractions that add up to 1, the first above 0")
+        if size < 1 or batch_size < 1:
+            raise ValueError(f"size is {size}, batch_size {batch_size}; give 1 or more")
+        self.root, self.vae, self.size, self.flip = root, vae, size, flip
+        self.batch_size, self.fractions, self.seed = batch_size, split, seed
+        self.cache = cache or root / ".cache"
+        self.classes: list[str] = []
+        self.latent_shape = (0, 0, 0)
+        self.datasets: dict[Split, LatentDataset] = {}
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """Find the images; open their latents or encode them.
+
+        Raises:
+            FileNotFoundError: There is no such folder, a class has no image, or the autoencoder cannot be reached.
+            ValueError: An image is too small or unreadable, or the size does not fit the autoencoder.
+        """
+        if self.datasets:
+            return
+        images = self._find()
+        autoencoder = load_autoencoder(self.vae) if self.vae else None
+        if autoencoder is not None:
+            factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
+            if self.size % factor:
+                below = self.size // factor * factor
+                raise ValueError(
+                    f"size {self.size} is not divisible by {factor}, the autoencoder's factor; use "
+                    f"{f'{below} or ' if below else ''}{below + factor}"
+                )
+        tensors = self._encoded(images, autoencoder)
+        self.classes = images.classes
+        self.latent_shape = tuple(tensors["mean"].shape[2:])  # type: ignore[assignment]
+        tensors["label"] = torch.tensor(images.targets)
+        self.datasets = {split: LatentDataset(tensors, places) for split, places in self._deal(images.targets).items()}
+
+    def _find(self) -> _ClassFolders:
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"{self.root} is no folder; give one that holds a folder of images for each class")
+        if not any(path.is_dir() and not path.name.startswith(".") for path in self.root.iterdir()):
+            raise FileNotFoundError(f"{self.root} holds no folders; put each class's images into a folder of its name")
+        try:
+            return _ClassFolders(str(self.root), is_valid_file=_is_image)
+        except FileNotFoundError as error:
+            accepted = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise FileNotFoundError(
+                f"a class folder of {self.root} holds no image ({error}); put images ({accepted}) there or delete it"
+            ) from error
+
+    def _deal(self, labels: list[int]) -> dict[Split, list[int]]:
+        """Places by split, each class in the same shares."""
+        dealt: dict[Split, list[int]] = {"train": [], "val": [], "test": []}
+        generator = torch.Generator().manual_seed(self.seed)
+        for label in sorted(set(labels)):
+            places = [place for place, other in enumerate(labels) if other == label]
+            order = torch.randperm(len(places), generator=generator).tolist()
+            ends = [round(sum(self.fractions[: number + 1]) * len(places)) for number in range(3)]
+            for split, start, end in zip(dealt, [0, *ends], ends, strict=False):
+                dealt[split] += [places[place] for place in order[start:end]]
+        return dealt
+
+    def _encoded(self, images: _ClassFolders, autoencoder: AutoencoderKL | None) -> dict[str, Tensor]:
+        stats = [(Path(path).relative_to(self.root).as_posix(), Path(path).stat()) for path, _ in images.samples]
+        about = {
+            "files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
+            "size": self.size,
+            "flip": self.flip,
+            "autoencoder": weights_digest(autoencoder) if autoencoder is not None else None,
+        }
+        digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+        self.cache.mkdir(parents=True, exist_ok=True)
+        file = self.cache / f"latents-{digest[:16]}.safetensors"
+        with FileLock(self.cache / "lock"):  # a second process waits here, then finds the file whole
+            if not file.is_file():
+                write_whole(file, save(self._encode([Path(path) for path, _ in images.samples], autoencoder)))
+        return load_file(file)
+
+    @torch.no_grad()
+    def _encode(self, files: list[Path], autoencoder: AutoencoderKL | None) -> dict[str, Tensor]:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        means, deviations = [], []
+        starts = range(0, len(files), _ENCODED_AT_ONCE)
+        for start in track(starts, "encoding images", disable=len(starts) < 2):
+            pictures = torch.stack([self._picture(file) for file in files[start : start + _ENCODED_AT_ONCE]])
+            for view in [pictures, pictures.flip(3)] if self.flip else [pictures]:
+                if autoencoder is None:
+                    means.append(view)
+                    deviations.append(torch.zeros_like(view))
+                else:
+                    latent, config = autoencoder.to(device).encode(view.to(device)).latent_dist, autoencoder.config
+                    means.append((latent.mean - (config.shift_factor or 0)).cpu() * config.scaling_factor)
+                    deviations.append(latent.std.cpu() * config.scaling_factor)
+        views = 2 if self.flip else 1
+        return {
+            name: torch.cat([torch.stack(parts[place : place + views], 1) for place in range(0, len(parts), views)])
+            for name, parts in (("mean", means), ("deviation", deviations))
+        }
+
+    def _picture(self, file: Path) -> Tensor:
+        """The centred square (3, size, size) in [-1, 1]."""
+        image = load_photo(file, minimum_side=1).image
+        side = min(image.size)
+        if side < self.size:
+            raise UnreadableImageError(
+                file,
+                f"{image.width}x{image.height} is below the {self.size} px asked for; set size to {side} or less, or "
+                "give larger images",
+            )
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        box = (left, top, left + side, top + side)
+        return to_tensor(image.resize((self.size, self.size), Image.Resampling.LANCZOS, box))
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _images_seen(self) -> int:
+        return getattr(self.trainer.lightning_module, "images_seen", 0) if self.trainer else 0
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Shuffled batches; the order depends on seed and images seen alone.
+
+        Raises:
+            ValueError: The batch does not divide over the ranks, or is larger than the training split.
+        """
+        rank, ranks = self._rank()
+        dataset = self.datasets["train"]
+        if self.batch_size % ranks:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide over {ranks} ranks; use a multiple of {ranks}"
+            )
+        if len(dataset) < self.batch_size:
+            raise ValueError(
+                f"the training split has {len(dataset)} images, batch_size is {self.batch_size}; give more images or a "
+                "smaller batch"
+            )
+        sampler = ImageClockSampler(len(dataset), self.batch_size, self._images_seen, rank, ranks, self.seed)
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size // ranks,
+            sampler=sampler,
+            drop_last=True,
+            generator=torch.Generator(),  # a loader's own draw must not move the training's random numbers
+        )
+
+    def _evaluation_dataloader(self, split: Split) -> DataLoader[dict[str, Tensor]]:
+        rank, ranks = self._rank()
+        dataset = self.datasets[split]
+        if len(dataset) < ranks:
+            raise ValueError(
+                f"the {split} split has {len(dataset)} images for {ranks} rank(s); each needs one: give it a larger "
+                "fraction in data.split, or more images"
+            )
+        share = Subset(dataset, range(rank, len(dataset), ranks))
+        # the sampler is there so that Lightning does not divide the share once more and repeat images to fill it
+        sampler: DistributedSampler[dict[str, Tensor]] = DistributedSampler(share, 1, 0, shuffle=False)
+        return DataLoader(
+            share, batch_size=max(self.batch_size // ranks, 1), sampler=sampler, generator=torch.Generator()
+        )
+
+    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Every validation image once, over all ranks together."""
+        return self._evaluation_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Every test image once, over all ranks together."""
+        return self._evaluation_dataloader("test")
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
+        """Draw latents in training; elsewhere take the unmirrored mean."""
+        mean, deviation, label = batch["mean"], batch["deviation"], batch["label"]
+        if not (self.trainer and self.trainer.training):
+            return {"latents": mean[:, 0], "label": label}
+        rank, ranks = self._rank()
+        # by seed and images seen for the whole batch, so that a resumed run, and one on other ranks, sees the same
+        generator = torch.Generator().manual_seed(hash((self.seed, self._images_seen())))
+        views = torch.randint(mean.shape[1], (len(mean) * ranks,), generator=generator)[rank::ranks]
+        noise = torch.randn(len(mean) * ranks, *mean.shape[2:], generator=generator)[rank::ranks].to(mean.device)
+        rows = torch.arange(len(mean))
+        return {"latents": mean[rows, views] + deviation[rows, views] * noise, "label": label}
+
+
+def _is_image(path: str) -> bool:
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES and not Path(path).name.startswith(".")

@@ -1,0 +1,141 @@
+"""The diffusion step that adaptation and training from scratch share."""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from pocketgan.losses import DiffusionLoss
+
+
+class DiffusionModule(LightningModule):
+    """A network that learns to predict noise of drawn levels, on ``latents`` with a ``label``.
+
+    The clock is images seen over all ranks. What trains has a moving average, which validation and storing use.
+
+    Args:
+        loss: Compares prediction and target, with its weight for each noise level.
+        optimizer: Made over what trains.
+        scheduler: Noise levels.
+        ema_halflife_images: Images after which a weight counts half in the moving average (EDM2's convention).
+        ema_rampup_ratio: The half-life is at most this share of the images seen (StyleGAN2-ADA's convention).
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    def __init__(
+        self,
+        loss: DiffusionLoss,
+        optimizer: OptimizerCallable,
+        scheduler: DDPMScheduler,
+        ema_halflife_images: float,
+        ema_rampup_ratio: float,
+    ) -> None:
+        super().__init__()
+        for name, value in (("ema_halflife_images", ema_halflife_images), ("ema_rampup_ratio", ema_rampup_ratio)):
+            if value <= 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
+        self.loss, self.optimizer, self.scheduler = loss, optimizer, scheduler
+        self.ema_halflife_images, self.ema_rampup_ratio = ema_halflife_images, ema_rampup_ratio
+        self.average = nn.ParameterList()
+        self.images_seen = 0
+        self._images_of_step = 0
+
+    @property
+    @abstractmethod
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What trains, by its name in the network."""
+
+    @abstractmethod
+    def predict(self, noisy: Tensor, batch: dict[str, Tensor], averaged: bool) -> Tensor:
+        """Run the network, with its average or with the weights in training."""
+
+    def start_average(self) -> None:
+        """Begin the moving average at the weights."""
+        self.average = nn.ParameterList(
+            [nn.Parameter(value.detach().clone(), requires_grad=False) for value in self.trained.values()]
+        )
+
+    @property
+    def averaged(self) -> dict[str, Tensor]:
+        """The moving average of what trains, by the same names."""
+        return dict(zip(self.trained, self.average, strict=True))
+
+    def configure_optimizers(self) -> Optimizer:
+        """One optimizer over what trains."""
+        return self.optimizer(list(self.trained.values()))
+
+    def frozen(self, batch: dict[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Draw noise and timesteps for a batch.
+
+        Args:
+            batch: ``latents`` (B, C, H, W) and ``label`` (B,).
+            generator: On the CPU; torch's own random numbers if None.
+
+        Returns:
+            The same with ``noise`` like the latents and ``timesteps`` (B,).
+        """
+        latents, steps = batch["latents"], self.scheduler.config.num_train_timesteps
+        device = latents.device if generator is None else torch.device("cpu")
+        noise = torch.randn(latents.shape, generator=generator, device=device, dtype=latents.dtype)
+        timesteps = torch.randint(steps, (len(latents),), generator=generator, device=device)
+        return {**batch, "noise": noise.to(latents.device), "timesteps": timesteps.to(latents.device)}
+
+    def objective(self, batch: dict[str, Tensor], averaged: bool = False) -> Tensor:
+        """Weighted loss of each example of a ``frozen`` batch, (B,)."""
+        noisy = self.scheduler.add_noise(batch["latents"], batch["noise"], batch["timesteps"])
+        prediction = self.predict(noisy, batch, averaged)
+        return self.loss(prediction, batch["latents"], batch["noise"], batch["timesteps"], self.scheduler)
+
+    def deterministic_objective(self, batch: dict[str, Tensor]) -> Tensor:
+        """The training loss on a ``frozen`` batch, with the weights in training, whole pictures and every label."""
+        return self.objective(batch).mean()
+
+    def learn(self, batch: dict[str, Tensor], images: int) -> Tensor:
+        """Draw noise for a batch, log and return its loss.
+
+        Args:
+            batch: ``latents`` and ``label``.
+            images: Images of the data that the batch was made of.
+        """
+        objective = self.objective(self.frozen(batch)).mean()
+        self._images_of_step += images * self.trainer.world_size
+        self.log("train/objective", objective)
+        self.log("images", float(self.images_seen + self._images_of_step))
+        return objective
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Step, then move average and clock, before any callback looks at them."""
+        super().optimizer_step(*arguments, **options)
+        self.images_seen += self._images_of_step
+        self.update_average(self._images_of_step)
+        self._images_of_step = 0
+
+    @torch.no_grad()
+    def update_average(self, batch_images: int) -> None:
+        """Move the average towards the weights: average ← d · average + (1 - d) · weight, d = 2^(-images/halflife)."""
+        halflife = min(self.ema_halflife_images, self.ema_rampup_ratio * self.images_seen)
+        average = get_ema_multi_avg_fn(0.5 ** (batch_images / halflife))
+        average(list(self.average), list(self.trained.values()), 0)
+
+    def _evaluate(self, batch: dict[str, Tensor], batch_index: int, name: str) -> None:
+        # the same noise at each validation and for each run, whatever the device
+        place = batch_index * self.trainer.world_size + self.trainer.global_rank
+        objective = self.objective(self.frozen(batch, torch.Generator().manual_seed(place)), averaged=True).mean()
+        self.log(name, objective, prog_bar=True, sync_dist=True, batch_size=len(batch["label"]))
+        self.log("images", float(self.images_seen), sync_dist=True, batch_size=len(batch["label"]))
+
+    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+        """Measure the averaged weights on frozen noise."""
+        self._evaluate(batch, batch_index, "val/objective")
+
+    def test_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+        """Measure the averaged weights on frozen noise."""
+        self._evaluate(batch, batch_index, "test/objective")

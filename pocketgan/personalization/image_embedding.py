@@ -1,0 +1,82 @@
+"""The slot for networks that say how alike two pictures are."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from pocketgan.metrics import FrozenModule
+
+
+class ImageEmbedding(nn.Module, ABC):
+    """A frozen network whose cosine compares pictures.
+
+    Attributes:
+        score_name: What their cosine may be called in logs; ``clip_image_score`` with CLIP alone.
+    """
+
+    score_name: str
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed pictures.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+
+        Returns:
+            (B, D) float32.
+        """
+
+
+class CLIPImageEmbedding(FrozenModule, ImageEmbedding):
+    """CLIP's image embedding by transformers; DVAR's code takes ViT-B/32.
+
+    Pictures are scaled as tensors, bicubically with antialiasing, where CLIP's own code uses Pillow: they stay on their
+    device.
+
+    Args:
+        model: Repo id, for example ``openai/clip-vit-base-patch32``, or a local folder saved by
+            ``CLIPModel.save_pretrained``.
+
+    Raises:
+        FileNotFoundError: The model is neither a local folder nor can it be reached.
+    """
+
+    score_name = "clip_image_score"
+
+    def __init__(self, model: str = "openai/clip-vit-base-patch32") -> None:
+        super().__init__()
+        from transformers import CLIPModel
+
+        try:
+            clip = CLIPModel.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            raise FileNotFoundError(
+                f"CLIP model {model!r} is no local folder and cannot be reached as a repo id from here; on a machine "
+                "with access run `hf download openai/clip-vit-base-patch32 --local-dir FOLDER`, copy FOLDER to this "
+                "machine and give its path"
+            ) from error
+        self.vision, self.projection = clip.vision_model, clip.visual_projection
+        self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed pictures.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+
+        Returns:
+            (B, D) float32.
+        """
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.functional import center_crop, normalize, resize
+        from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+        side = self.vision.config.image_size
+        scaled = resize(images.float(), [side], InterpolationMode.BICUBIC, antialias=True)
+        pictures = center_crop(scaled, [side, side])
+        pixels = normalize(pictures.clamp(-1, 1).add(1).div(2), OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+        embedded: Tensor = self.projection(self.vision(pixel_values=pixels).pooler_output)
+        return embedded
