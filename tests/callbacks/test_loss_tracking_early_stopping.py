@@ -51,8 +51,8 @@ def test_a_constant_history_never_stops():
 def test_a_decay_stops_and_noise_does_not():
     draw, steps = np.random.default_rng(0), np.arange(2000)
     decay = np.exp(-steps / 100) + 0.01 * draw.standard_normal(2000)
-    assert 310 < stop_of(decay, *PRESETS["textual_inversion"]) < 800
-    assert stop_of(draw.standard_normal(2000), *PRESETS["textual_inversion"]) is None
+    assert 310 < stop_of(decay, *PRESETS["textual_inversion"][:2]) < 800
+    assert stop_of(draw.standard_normal(2000), *PRESETS["textual_inversion"][:2]) is None
 
 
 class Regression(LightningModule):
@@ -253,12 +253,13 @@ def test_a_window_beyond_the_budget_is_warned_of(tmp_path):
 
 def test_presets_are_those_of_the_paper():
     assert {name: PRESETS[name] for name in ("textual_inversion", "custom_diffusion", "dreambooth_lora")} == {
-        "textual_inversion": (310, 0.15),
-        "custom_diffusion": (180, 0.15),
-        "dreambooth_lora": (440, 0.4),
+        "textual_inversion": (310, 0.15, 1),
+        "custom_diffusion": (180, 0.15, 1),
+        "dreambooth_lora": (440, 0.4, 1),
     }
     tracker = LossTrackingEarlyStopping("custom_diffusion", threshold=0.2)
-    assert (tracker.window, tracker.threshold) == (180, 0.2)
+    assert (tracker.window, tracker.threshold, tracker.every_n_batches) == (180, 0.2, 1)
+    assert LossTrackingEarlyStopping("adapter", every_n_batches=2).every_n_batches == 2
 
 
 @pytest.mark.parametrize("file", sorted((CONFIGS / "lora_adaptation").glob("*.yaml")), ids=lambda file: file.stem)
