@@ -3,10 +3,10 @@
 import array
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -85,8 +85,9 @@ class LossTrackingEarlyStopping(Callback):
 
     Raises:
         ValueError: An argument makes no sense or neither preset nor both numbers are given; later: the frozen batch
-            holds no example or a number that is not finite, or the objective is not finite. Checkpoints are written
-            at validations, before which the objective is looked at, so that the last one holds finite weights.
+            holds no example or a number that is not finite, the weights change less often than they are looked at, or
+            objective or weights are not finite. Checkpoints are written at validations, before which both are looked
+            at, so that the last one holds finite weights.
         TypeError: The module has no ``deterministic_objective``.
     """
 
@@ -114,7 +115,7 @@ class LossTrackingEarlyStopping(Callback):
         self.images, self.seed = images, seed
         self.history = array.array("d")
         self.batches = 0
-        self._begun = time.perf_counter()
+        self._begun: float | None = None
         self._tracking_seconds = self._earlier_seconds = 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -124,6 +125,7 @@ class LossTrackingEarlyStopping(Callback):
             "batches": self.batches,
             "every_n_batches": self.every_n_batches,
             "images": self.images,
+            "seed": self.seed,
             "tracking_seconds": self._tracking_seconds,
             "seconds": self._run_seconds(),
         }
@@ -134,7 +136,7 @@ class LossTrackingEarlyStopping(Callback):
         Raises:
             ValueError: It was made of other examples, or at other batches.
         """
-        for name in ("every_n_batches", "images"):
+        for name in ("every_n_batches", "images", "seed"):
             if state_dict[name] != getattr(self, name):
                 raise ValueError(
                     f"the run was tracked with {name} {state_dict[name]} and would go on with {getattr(self, name)}; "
@@ -151,7 +153,12 @@ class LossTrackingEarlyStopping(Callback):
                 f"LossTrackingEarlyStopping needs a module with deterministic_objective(batch), this run trains a "
                 f"{type(pl_module).__name__}"
             )
-        self._begun = time.perf_counter()
+        accumulated = trainer.accumulate_grad_batches
+        if self.every_n_batches % accumulated:
+            raise ValueError(
+                f"every_n_batches is {self.every_n_batches}, the weights change every {accumulated} batches "
+                f"(accumulate_grad_batches); set it to {accumulated} or a multiple: each value is of new weights"
+            )
         with self._undisturbed(trainer, pl_module):
             self._batch, self._share = self._freeze(trainer, pl_module)
         finite: list[bool] = []
@@ -169,6 +176,8 @@ class LossTrackingEarlyStopping(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Look at the weights before their next step; the batch that begins here may be the last."""
+        if self._begun is None:  # not before: a rank search is no part of the run that is tracked
+            self._begun = time.perf_counter()
         if self.batches % self.every_n_batches == 0:
             value = self._objective(trainer, pl_module)
             self.history.append(value)
@@ -179,9 +188,26 @@ class LossTrackingEarlyStopping(Callback):
         self.batches += 1
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the weights that a checkpoint is about to hold."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._objective(trainer, pl_module)
+        """Look at what a checkpoint is about to hold.
+
+        Raises:
+            ValueError: A weight, or the objective, is not finite.
+        """
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        for name, value in pl_module.state_dict().items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                self._refuse(trainer, f"{name} is not finite")
+        self._objective(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Refuse a run without data, which Lightning ends without a word.
+
+        Raises:
+            ValueError: There was no batch to track.
+        """
+        if not trainer.num_training_batches:
+            raise ValueError("the tracked batch is empty: the training data hold no example")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say why the run ended, or that it could not be stopped, and at what cost."""
@@ -192,7 +218,7 @@ class LossTrackingEarlyStopping(Callback):
         seen = f"batch {self.batches}{f' ({images} images)' if images is not None else ''}"
         verdict = f"the variance of the last {self.window} values is {self._ratio():.3g} of that of all, "
         verdict += f"{'below' if stopped else 'not below'} {self.threshold:g}"
-        cost = f"it took {self._tracking_seconds / seconds:.1%} of the run's time"
+        cost = f"it took {self._tracking_seconds / seconds if seconds else 0:.1%} of the run's time"
         say(f"loss tracking: {'stopped' if stopped else 'did not stop'} at {seen}: {verdict}; {cost}")
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -213,14 +239,14 @@ class LossTrackingEarlyStopping(Callback):
         return variance_ratio(np.frombuffer(self.history), self.window) if self.history else 1.0
 
     def _run_seconds(self) -> float:
-        return self._earlier_seconds + time.perf_counter() - self._begun
+        return self._earlier_seconds + (0.0 if self._begun is None else time.perf_counter() - self._begun)
 
     @contextmanager
     def _undisturbed(self, trainer: Trainer, module: LightningModule) -> Iterator[None]:
         """Let nothing that happens here reach the training: random numbers, statistics of norms, augmentation."""
         modes = [(part, part.training) for part in module.modules()]
         with isolate_rng(include_cuda=trainer.strategy.root_device.type == "cuda"), torch.no_grad():
-            torch.manual_seed(self.seed + trainer.global_rank)
+            torch.manual_seed(self.seed)
             module.eval()
             try:
                 yield
@@ -239,26 +265,28 @@ class LossTrackingEarlyStopping(Callback):
         count = len(loader.dataset)
         if self.images < trainer.world_size:
             raise ValueError(f"images is {self.images}, with {trainer.world_size} ranks; each rank needs one")
-        if not count:
-            raise ValueError("the tracked batch is empty: the training data hold no example")
         if self.images <= count:  # evenly over the data: neighbours may be crops of one photo
             places = [number * count // self.images for number in range(self.images)]
         else:
             places = [number % count for number in range(self.images)]
-        places = places[trainer.global_rank :: trainer.world_size]
         frozen = DataLoader(
             Subset(loader.dataset, places),
-            batch_size=len(places),
+            batch_size=self.images,
             collate_fn=loader.collate_fn,
             generator=torch.Generator(),
         )
         trainer.validating = True  # no augmentation
         try:
-            batch = trainer.strategy.batch_to_device(next(iter(frozen)))
-            freeze = getattr(module, "frozen", None)
-            return freeze(batch) if freeze else batch, len(places) / self.images
+            # as the training's loop does it
+            batch = trainer.precision_plugin.convert_input(next(iter(frozen)))
+            batch = module._on_before_batch_transfer(batch)
+            batch = trainer.strategy.batch_to_device(batch)
         finally:
             trainer.training = True
+        freeze = getattr(module, "frozen", None)
+        # all ranks draw for all examples, so that the draws do not depend on the number of ranks
+        share = range(self.images)[trainer.global_rank :: trainer.world_size]
+        return _part(freeze(batch) if freeze else batch, share), len(share) / self.images
 
     def _objective(self, trainer: Trainer, module: LightningModule) -> float:
         """The mean over all ranks.
@@ -267,27 +295,44 @@ class LossTrackingEarlyStopping(Callback):
             ValueError: It is not finite.
         """
         assert isinstance(module, DeterministicObjective)
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize(trainer.strategy.root_device)  # what is queued is the training's time
         begun = time.perf_counter()
         with self._undisturbed(trainer, module), trainer.precision_plugin.forward_context():
             mean = module.deterministic_objective(self._batch).float() * self._share
         value = float(trainer.strategy.reduce(mean, reduce_op="sum"))
         self._tracking_seconds += time.perf_counter() - begun
         if not np.isfinite(value):
-            raise ValueError(
-                f"the tracked objective is {value} before batch {self.batches + 1}; the run stops here. The last "
-                "checkpoint holds the weights of the last validation, which were finite; resume from it with a lower "
-                "learning rate"
-            )
+            self._refuse(trainer, f"the tracked objective is {value}")
         return value
+
+    def _refuse(self, trainer: Trainer, found: str) -> NoReturn:
+        kept = getattr(trainer.checkpoint_callback, "last_model_path", "")
+        there = f"{kept} holds the weights of the last validation, which were finite" if kept else "no checkpoint yet"
+        raise ValueError(
+            f"{found} before batch {self.batches + 1}; the run stops here ({there}). Start a new run with a lower "
+            "learning rate; one that is resumed keeps its optimizer's rate"
+        )
+
+
+def _part(batch: Any, places: range) -> Any:
+    """Some examples of a batch of nested collections of tensors and lists, such as prompts."""
+    if isinstance(batch, Mapping):
+        return {name: _part(value, places) for name, value in batch.items()}
+    if isinstance(batch, list | tuple) and any(isinstance(value, Tensor | Mapping) for value in batch):
+        return type(batch)(_part(value, places) for value in batch)
+    if isinstance(batch, list | tuple) or (isinstance(batch, Tensor) and batch.ndim):
+        return batch[places.start : places.stop : places.step]
+    return batch
 
 
 def _planned_batches(trainer: Trainer) -> int | None:
     """Batches that the run's budget allows; None if it has none."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ImageBudget):
-            return callback.images // int(trainer.datamodule.batch_size)  # type: ignore[attr-defined]
-    if trainer.max_steps > 0:
-        return trainer.max_steps
+            return -(-callback.images // int(trainer.datamodule.batch_size))  # type: ignore[attr-defined]
+    if trainer.max_steps > 0 and trainer.lightning_module.automatic_optimization:
+        return trainer.max_steps * trainer.accumulate_grad_batches
     if trainer.max_epochs and trainer.max_epochs > 0:
         return int(trainer.max_epochs * trainer.num_training_batches)
     return None

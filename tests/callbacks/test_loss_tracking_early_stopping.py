@@ -10,12 +10,13 @@ import torch
 import yaml
 from checkpoints import assert_same, state, weights
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import CONFIGS, TINY_CONFIGS, fit_base, make_pair_set
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import LossTrackingEarlyStopping
-from callbacks.loss_tracking_early_stopping import PRESETS, variance_ratio
+from callbacks.loss_tracking_early_stopping import PRESETS, _part, variance_ratio
 
 
 def tracking(**options):
@@ -61,6 +62,7 @@ class Regression(LightningModule):
     def __init__(self, learning_rate=0.05, explode_at=None):
         super().__init__()
         self.layer = nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1), nn.Dropout(0.1))
+        self.aside = nn.Parameter(torch.zeros(1))  # in no objective, like a discriminator
         self.learning_rate, self.explode_at = learning_rate, explode_at
         self.frozen_calls = 0
 
@@ -101,6 +103,8 @@ def trained(folder, callbacks, model=None, data=None, steps=60, **options):
     torch.manual_seed(0)
     model = model or Regression()
     loader = DataLoader(points() if data is None else data, batch_size=4, shuffle=True)
+    if options.pop("enable_last", False):
+        callbacks = [*callbacks, ModelCheckpoint(folder, save_last=True)]
     trainer = Trainer(
         accelerator="cpu", devices=1, max_steps=steps, logger=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder, callbacks=callbacks, **options,
@@ -213,8 +217,8 @@ def test_two_processes_stop_at_one_step(tmp_path):
 
 def test_a_run_that_explodes_stops_and_keeps_finite_weights(tmp_path):
     tracker = LossTrackingEarlyStopping(window=10, threshold=0)
-    with pytest.raises(ValueError, match=r"the tracked objective is (nan|inf) before batch 21;"):
-        trained(tmp_path, [tracker], Regression(explode_at=19), val_check_interval=4, max_epochs=-1)
+    with pytest.raises(ValueError, match=r"the tracked objective is (nan|inf) before batch 19;"):
+        trained(tmp_path, [tracker], Regression(explode_at=17), val_check_interval=4, max_epochs=-1)
     [file] = tmp_path.rglob("*.ckpt")
     stored = torch.load(file, weights_only=True)
     assert stored["global_step"] == 16
@@ -223,10 +227,59 @@ def test_a_run_that_explodes_stops_and_keeps_finite_weights(tmp_path):
 
 def test_weights_that_exploded_just_before_a_validation_are_not_stored(tmp_path):
     tracker = LossTrackingEarlyStopping(window=10, threshold=0, every_n_batches=1000)
-    with pytest.raises(ValueError, match=r"the tracked objective is (nan|inf)"):
+    with pytest.raises(ValueError, match=r"layer\.0\.weight is not finite before batch 21;"):
         trained(tmp_path, [tracker], Regression(explode_at=19), val_check_interval=4, max_epochs=-1)
     [file] = tmp_path.rglob("*.ckpt")
     assert torch.load(file, weights_only=True)["global_step"] == 16
+
+
+def test_other_weights_that_exploded_are_not_stored_either(tmp_path):
+    class Aside(Regression):
+        def training_step(self, batch, batch_idx):
+            if self.global_step == 9:
+                with torch.no_grad():
+                    self.aside.fill_(torch.nan)
+            return super().training_step(batch, batch_idx)
+
+    tracker = LossTrackingEarlyStopping(window=10, threshold=0)
+    with pytest.raises(ValueError, match=r"aside is not finite before batch 13; .* holds the weights of the last val"):
+        trained(tmp_path, [tracker], Aside(), val_check_interval=4, max_epochs=-1, enable_last=True)
+    [file] = tmp_path.rglob("last.ckpt")
+    assert torch.load(file, weights_only=True)["global_step"] == 8
+
+
+def test_a_run_that_explodes_before_its_first_checkpoint_says_so(tmp_path):
+    tracker = LossTrackingEarlyStopping(window=10, threshold=0)
+    with pytest.raises(ValueError, match="no checkpoint yet"):
+        trained(tmp_path, [tracker], Regression(explode_at=2))
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_true_precisions_are_tracked(tmp_path, precision):
+    tracker = LossTrackingEarlyStopping(window=10, threshold=0)
+    trained(tmp_path, [tracker], steps=5, precision=precision)
+    assert len(tracker.history) == 5
+
+
+def test_ranks_share_what_is_drawn_for_all():
+    batch = {"latents": torch.arange(5.0), "prompt": list("abcde"), "pair": [torch.arange(5), "vwxyz"], "scale": 2.0}
+    assert _part(batch, range(5)[1::2]) == {
+        "latents": pytest.approx(torch.tensor([1.0, 3.0])),
+        "prompt": ["b", "d"],
+        "pair": [pytest.approx(torch.tensor([1, 3])), "vwxyz"],
+        "scale": 2.0,
+    }
+
+
+def test_no_data_is_refused(tmp_path):
+    empty = DataLoader(TensorDataset(torch.zeros(0, 2), torch.zeros(0, 1)), batch_size=4)
+    trainer = Trainer(
+        accelerator="cpu", max_steps=4, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        default_root_dir=tmp_path, callbacks=[LossTrackingEarlyStopping("adapter")],
+    )  # fmt: skip
+    with pytest.warns(UserWarning) as warned, pytest.raises(ValueError, match="the tracked batch is empty"):
+        trainer.fit(Regression(), empty, DataLoader(points(4)))
+    assert any("is zero" in str(warning.message) for warning in warned)
 
 
 def test_bad_input_is_refused(tmp_path):
@@ -238,6 +291,8 @@ def test_bad_input_is_refused(tmp_path):
         LossTrackingEarlyStopping("adapter", threshold=1)
     with pytest.raises(ValueError, match="every_n_batches 0"):
         LossTrackingEarlyStopping("adapter", every_n_batches=0)
+    with pytest.raises(ValueError, match="every_n_batches is 4, the weights change every 3 batches"):
+        trained(tmp_path, [LossTrackingEarlyStopping("adapter")], accumulate_grad_batches=3)
     with pytest.raises(TypeError, match="this run trains a Untracked"):
         trained(tmp_path, [LossTrackingEarlyStopping("adapter")], Untracked())
     broken = points()
