@@ -138,7 +138,7 @@ def grid_table(cells: dict[tuple[int, float], str]) -> str:
 def draw(curves: list[dict[str, Any]], file: Path) -> None:
     """The curves of the calibration runs, with the stop."""
     window, threshold, _ = PRESETS["adapter"]
-    figure, axes = plt.subplots(3, len(curves), figsize=(11, 7.5), sharex=True, sharey="row", layout="constrained")
+    figure, axes = plt.subplots(3, len(curves), figsize=(11, 7.5), sharex=True, layout="constrained")
     for column, ((concept, seed), each) in enumerate(zip(CALIBRATION, curves, strict=True)):
         values = np.array(each["averaged"][::EVERY])
         ratios = [variance_ratio(values[:t], window) for t in range(1, len(values) + 1)]
@@ -149,7 +149,6 @@ def draw(curves: list[dict[str, Any]], file: Path) -> None:
         axes[2, column].plot(
             VALIDATED * np.arange(1, len(each["L1"]) + 1), each["L1"], color="tab:green", label="L1 on held-out photos"
         )
-        axes[2, column].set_ylim(0.95 * min(each["L1"]), 1.25 * max(other["L1"][-1] for other in curves))
         stop = stop_of(each["averaged"], window, threshold)
         for row in axes[:, column]:
             if stop is not None:

@@ -80,7 +80,7 @@ class DiffusionAdaptation(DiffusionModule):
         Raises:
             ValueError: The transformer cannot take such latents or such classes.
         """
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.labelled_data()
         self.check_latents(data.latent_shape)
         if not self.classes:
             self.base_sha256 = weights_digest(self.transformer)

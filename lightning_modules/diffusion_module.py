@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from datamodules import LabelledLatents
 from pocketgan.losses import DiffusionLoss
 
 
@@ -57,6 +58,19 @@ class DiffusionModule(LightningModule):
     def predict(self, noisy: Tensor, batch: dict[str, Tensor], averaged: bool) -> Tensor:
         """Run the network, with its average or with the weights in training."""
 
+    def labelled_data(self) -> LabelledLatents:
+        """The datamodule.
+
+        Raises:
+            TypeError: It is of another kind.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, LabelledLatents):
+            raise TypeError(
+                f"{type(self).__name__} learns from LabelledLatents, data is {type(data).__name__}; set it so"
+            )
+        return data
+
     def start_average(self) -> None:
         """Begin the moving average at the weights."""
         self.average = nn.ParameterList(
@@ -68,11 +82,16 @@ class DiffusionModule(LightningModule):
         """The moving average of what trains, by the same names."""
         return dict(zip(self.trained, self.average, strict=True))
 
+    def on_fit_start(self) -> None:
+        """Give each rank draws of its own, where all begin with one seed."""
+        if self.trainer.world_size > 1:
+            torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)
+
     def configure_optimizers(self) -> Optimizer:
         """One optimizer over what trains."""
         return self.optimizer(list(self.trained.values()))
 
-    def frozen(self, batch: dict[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def drawn(self, batch: dict[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Draw noise and timesteps for a batch.
 
         Args:
@@ -88,8 +107,14 @@ class DiffusionModule(LightningModule):
         timesteps = torch.randint(steps, (len(latents),), generator=generator, device=device)
         return {**batch, "noise": noise.to(latents.device), "timesteps": timesteps.to(latents.device)}
 
+    def frozen(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Draw once what a step draws: ``drawn``, but no timestep comes twice before all have come, as in DVAR."""
+        steps, count = self.scheduler.config.num_train_timesteps, len(batch["latents"])
+        timesteps = torch.randperm(steps, device=batch["latents"].device).repeat(-(-count // steps))[:count]
+        return {**self.drawn(batch), "timesteps": timesteps}
+
     def objective(self, batch: dict[str, Tensor], averaged: bool = False) -> Tensor:
-        """Weighted loss of each example of a ``frozen`` batch, (B,)."""
+        """Weighted loss of each example of a ``drawn`` batch, (B,)."""
         noisy = self.scheduler.add_noise(batch["latents"], batch["noise"], batch["timesteps"])
         prediction = self.predict(noisy, batch, averaged)
         return self.loss(prediction, batch["latents"], batch["noise"], batch["timesteps"], self.scheduler)
@@ -105,7 +130,7 @@ class DiffusionModule(LightningModule):
             batch: ``latents`` and ``label``.
             images: Images of the data that the batch was made of.
         """
-        objective = self.objective(self.frozen(batch)).mean()
+        objective = self.objective(self.drawn(batch)).mean()
         self._images_of_step += images * self.trainer.world_size
         self.log("train/objective", objective)
         self.log("images", float(self.images_seen + self._images_of_step))
@@ -128,7 +153,7 @@ class DiffusionModule(LightningModule):
     def _evaluate(self, batch: dict[str, Tensor], batch_index: int, name: str) -> None:
         # the same noise at each validation and for each run, whatever the device
         place = batch_index * self.trainer.world_size + self.trainer.global_rank
-        objective = self.objective(self.frozen(batch, torch.Generator().manual_seed(place)), averaged=True).mean()
+        objective = self.objective(self.drawn(batch, torch.Generator().manual_seed(place)), averaged=True).mean()
         self.log(name, objective, prog_bar=True, sync_dist=True, batch_size=len(batch["label"]))
         self.log("images", float(self.images_seen), sync_dist=True, batch_size=len(batch["label"]))
 

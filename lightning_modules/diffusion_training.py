@@ -51,7 +51,7 @@ class DiffusionTraining(DiffusionModule):
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """Check that network and data go together."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.labelled_data()
         self.check(data.latent_shape, len(data.classes))
 
     def check(self, shape: tuple[int, int, int], classes: int) -> None:

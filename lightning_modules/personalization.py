@@ -14,6 +14,7 @@ from torch.nn.functional import max_pool2d, pad
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from datamodules import ConceptImages
 from pocketgan.digest import weights_digest
 from pocketgan.losses import DiffusionLoss
 from pocketgan.personalization import PersonalizationMethod, load_pipeline
@@ -57,6 +58,8 @@ class Personalization(LightningModule):
     def setup(self, stage: str) -> None:
         """Check that data and method go together."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, ConceptImages):
+            raise TypeError(f"Personalization learns from ConceptImages; data is {type(data).__name__}")
         if self.method.token not in data.phrase:
             raise ValueError(
                 f"data.phrase is {data.phrase!r}, without the method's token {self.method.token!r}; the prompts must "

@@ -25,6 +25,8 @@ class DiffusionLoRA(DiffusionAdapter):
         ValueError: The rank is below 1, or no layer is named.
     """
 
+    decays = True
+
     def __init__(self, rank: int = 8, targets: tuple[AdaptedLayer, ...] = ("attn1.to_q", "attn1.to_v")) -> None:
         if rank < 1 or not targets:
             raise ValueError(f"rank is {rank}, targets {list(targets)}; give a rank from 1 and one layer or more")
