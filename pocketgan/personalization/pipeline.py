@@ -9,8 +9,9 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 
 from pocketgan.personalization.custom_diffusion import WEIGHTS_FILE, load_custom_diffusion
+from pocketgan.personalization.placeholder_token import TOKEN_FILE
 
-TOKEN_FILE, LORA_FILE = "learned_embeds.safetensors", "pytorch_lora_weights.safetensors"  # diffusers' own names
+LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name
 
 
 def pipeline_class_of(name: str) -> str:

@@ -8,7 +8,7 @@ from peft import TrainableTokensConfig, inject_adapter_in_model
 from safetensors.torch import save_file
 from torch import nn
 
-FILE = "learned_embeds.safetensors"  # the name that diffusers looks for
+TOKEN_FILE = "learned_embeds.safetensors"  # the name that diffusers looks for
 
 
 class PlaceholderToken:
@@ -55,4 +55,4 @@ class PlaceholderToken:
 
     def save(self, folder: Path) -> None:
         """Write the embedding (1, D) under the word's name."""
-        save_file({self.token: self.embedding.detach().cpu().contiguous()}, folder / FILE)
+        save_file({self.token: self.embedding.detach().cpu().contiguous()}, folder / TOKEN_FILE)

@@ -298,7 +298,12 @@ def test_shipped_model_loads_on_the_meta_device(config):
     model.check_latents((4, words["data"]["init_args"]["size"] // 8, words["data"]["init_args"]["size"] // 8))
     model.add_classes([f"{number:03d}" for number in range(101)])
     (group,) = model.configure_optimizers().param_groups
-    expected = {"difffit_dit_xl": 685_472, "lora_dit_xl": 1_149_696, "full_dit_xl": 717_655_712}
+    expected = {
+        "difffit_dit_xl": 685_472,
+        "bitfit_dit_xl": 604_832,
+        "lora_dit_xl": 1_149_696,
+        "full_dit_xl": 717_655_712,
+    }
     assert sum(map(torch.numel, group["params"])) == expected[config.stem]
     assert group["weight_decay"] == 0
     assert group["lr"] == (1e-4 if config.stem == "full_dit_xl" else 1e-3)

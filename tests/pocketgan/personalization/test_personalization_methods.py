@@ -204,3 +204,22 @@ def test_shipped_configs_fit_stable_diffusion(name):
     weights = method.trainable_parameters()
     assert all(weight.is_meta for weight in weights)
     assert sum(weight.numel() for weight in weights) == SIZES[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "images", "preset"),
+    [
+        # DVAR's README: its rate times the batch of 2, and times 2 again with prior preservation; steps times the batch
+        ("textual_inversion", 5e-3 * 2, 6100 * 2, "textual_inversion"),
+        ("dreambooth_lora", 5e-4 * 2, 1000 * 2, "dreambooth_lora"),
+        ("custom_diffusion", 1e-5 * 2 * 2, 500 * 2, "custom_diffusion"),
+        ("textual_inversion_clip_score", 5e-3 * 2, 6100 * 2, None),
+    ],
+)
+def test_shipped_configs_have_the_papers_numbers(name, rate, images, preset):
+    config = yaml.safe_load((CONFIGS / "personalization" / f"{name}.yaml").read_text())
+    optimizer = config["model"]["init_args"]["optimizer"]["init_args"]
+    assert (optimizer["lr"], optimizer["weight_decay"]) == (pytest.approx(rate), 1e-2)
+    assert (config["data"]["init_args"]["batch_size"], config["budget"]["images"]) == (2, images)
+    tracked = [each["init_args"]["preset"] for each in config["trainer"]["callbacks"] if "LossTracking" in str(each)]
+    assert tracked == ([preset] if preset else [])
