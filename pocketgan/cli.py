@@ -99,8 +99,8 @@ def run_lightning(args: list[str] | None) -> None:
                 # first, since config.yaml and checkpoints follow the first logger's folder
                 kwargs["logger"] = [MetricsCSV(Path(trainer.default_root_dir or ".")), *others]
             if trainer.enable_progress_bar is False:  # Lightning refuses the YAMLs' bar otherwise
-                kept = [callback for callback in trainer.callbacks or [] if not isinstance(callback, ProgressBar)]
-                kwargs["callbacks"] = kept
+                callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+                kwargs["callbacks"] = [each for each in callbacks if each and not isinstance(each, ProgressBar)]
             return super().instantiate_trainer(**kwargs)
 
     # interpolation that the command line and later files can override (Lightning issue 13607)

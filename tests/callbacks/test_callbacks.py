@@ -81,6 +81,12 @@ def test_adapter_writer_refuses_a_base(pair_set, tmp_path):
         fit_base(pair_set, tmp_path / "run", "--trainer.callbacks=AdapterWriter")
 
 
+def test_a_yamls_progress_bar_can_be_turned_off(pair_set, tmp_path, capsys):
+    bar = "--trainer.callbacks=[lightning.pytorch.callbacks.RichProgressBar]"
+    fit_base(pair_set, tmp_path / "run", bar, "--trainer.enable_progress_bar=false", "--budget.images=4")
+    assert "Epoch" not in capsys.readouterr().out
+
+
 def test_adapter_appears_during_training(trained, tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr("callbacks.adapter_writer.save_adapter", lambda *arguments: written.append(arguments[2]))
