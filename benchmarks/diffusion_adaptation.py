@@ -59,7 +59,7 @@ RECIPE: dict[str, Any] = {
 STEPS, BATCH = 150, 24
 SHAPES = ("disc", "square", "triangle", "cross", "bar", "diamond")
 COLOURS = ((230, 60, 50), (60, 190, 80), (70, 110, 240), (240, 210, 60), (200, 80, 220))
-PEFT_RATES, FULL_RATES = (1e-3, 1e-2, 3e-2), (3e-4, 1e-3, 3e-3)
+PEFT_RATES, FULL_RATES = (1e-3, 1e-2, 3e-2, 1e-1), (3e-4, 1e-3, 3e-3, 1e-2)
 METHODS: dict[str, tuple[DiffusionAdapter, tuple[float, ...]]] = {
     "all weights": (AllWeights(), FULL_RATES),
     "BitFit": (BitFit(), PEFT_RATES),
