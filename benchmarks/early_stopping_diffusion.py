@@ -217,7 +217,7 @@ def page(world: Path, out: Path, seeds: int) -> str:
             [one["cost"] for one in runs],
         ]
         correlations.append(f"| {method} | " + " | ".join(mean_and_spread(column, 3) for column in columns) + " |")
-        own_window, threshold = PRESETS[method]  # type: ignore[index]
+        own_window, threshold, _ = PRESETS[method]  # type: ignore[index]
         window = round(own_window / BUDGETS[method] * STEPS)
         tolerance, patience = CLIP_RULE[method]
         criteria = {
