@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import LossTrackingEarlyStopping
 from callbacks.loss_tracking_early_stopping import PRESETS, _part, variance_ratio
+from pocketgan.cli import main
 
 
 def tracking(**options):
@@ -99,7 +100,7 @@ def points(count=32):
     return TensorDataset(inputs, inputs.sum(1, keepdim=True))
 
 
-def trained(folder, callbacks, model=None, data=None, steps=60, **options):
+def train(folder, callbacks, model=None, data=None, steps=60, **options):
     torch.manual_seed(0)
     model = model or Regression()
     loader = DataLoader(points() if data is None else data, batch_size=4, shuffle=True)
@@ -114,9 +115,9 @@ def trained(folder, callbacks, model=None, data=None, steps=60, **options):
 
 
 def test_the_training_is_the_same_to_the_bit(tmp_path):
-    plain, _ = trained(tmp_path / "plain", [])
+    plain, _ = train(tmp_path / "plain", [])
     tracker = LossTrackingEarlyStopping(window=10, threshold=0)
-    tracked, _ = trained(tmp_path / "tracked", [tracker])
+    tracked, _ = train(tmp_path / "tracked", [tracker])
     assert_same(tracked.state_dict(), plain.state_dict())
     assert len(tracker.history) == 60
     assert tracked.frozen_calls == 1
@@ -124,13 +125,13 @@ def test_the_training_is_the_same_to_the_bit(tmp_path):
 
 def test_the_run_ends_where_the_rule_says_with_the_weights_of_that_step(tmp_path, capsys):
     full = LossTrackingEarlyStopping(window=10, threshold=0)
-    trained(tmp_path / "full", [full])
+    train(tmp_path / "full", [full])
     expected = stop_of(np.array(full.history), 10, 0.05)
     assert 10 < expected < 60
     tracker = LossTrackingEarlyStopping(window=10, threshold=0.05)
-    stopped, trainer = trained(tmp_path / "stopped", [tracker])
+    stopped, trainer = train(tmp_path / "stopped", [tracker])
     assert trainer.global_step == expected
-    assert_same(stopped.state_dict(), trained(tmp_path / "short", [], steps=expected)[0].state_dict())
+    assert_same(stopped.state_dict(), train(tmp_path / "short", [], steps=expected)[0].state_dict())
     curve = curve_of(tmp_path / "stopped")
     assert curve["objective"] == list(full.history[:expected])
     assert curve["stopped"]
@@ -148,22 +149,22 @@ def test_first_value_is_that_of_the_untrained_weights(tmp_path):
     inputs, targets = points().tensors
     torch.manual_seed(0)
     expected = model.loss(inputs, targets, torch.randn_like(targets)).item()
-    trained(tmp_path, [tracker], model)
+    train(tmp_path, [tracker], model)
     assert tracker.history[0] == pytest.approx(expected, rel=1e-6)
 
 
 def test_every_n_batches_and_few_data(tmp_path):
     tracker = LossTrackingEarlyStopping(window=2, threshold=0, images=9, every_n_batches=7)
-    trained(tmp_path, [tracker], data=points(4))
+    train(tmp_path, [tracker], data=points(4))
     assert len(tracker.history) == 9  # of 60 batches: 0, 7, …, 56
     assert len(tracker._batch[0]) == 9
 
 
 def test_resume_goes_on_with_the_history(tmp_path):
     whole = LossTrackingEarlyStopping(window=10, threshold=0)
-    trained(tmp_path / "whole", [whole])
+    train(tmp_path / "whole", [whole])
     first = LossTrackingEarlyStopping(window=10, threshold=0)
-    _, trainer = trained(tmp_path / "first", [first], steps=30)
+    _, trainer = train(tmp_path / "first", [first], steps=30)
     trainer.save_checkpoint(tmp_path / "half.ckpt")
     stored = torch.load(tmp_path / "half.ckpt", weights_only=True)["callbacks"]
     again = LossTrackingEarlyStopping(window=10, threshold=0)
@@ -218,7 +219,7 @@ def test_two_processes_stop_at_one_step(tmp_path):
 def test_a_run_that_explodes_stops_and_keeps_finite_weights(tmp_path):
     tracker = LossTrackingEarlyStopping(window=10, threshold=0)
     with pytest.raises(ValueError, match=r"the tracked objective is (nan|inf) before batch 19;"):
-        trained(tmp_path, [tracker], Regression(explode_at=17), val_check_interval=4, max_epochs=-1)
+        train(tmp_path, [tracker], Regression(explode_at=17), val_check_interval=4, max_epochs=-1)
     [file] = tmp_path.rglob("*.ckpt")
     stored = torch.load(file, weights_only=True)
     assert stored["global_step"] == 16
@@ -228,7 +229,7 @@ def test_a_run_that_explodes_stops_and_keeps_finite_weights(tmp_path):
 def test_weights_that_exploded_just_before_a_validation_are_not_stored(tmp_path):
     tracker = LossTrackingEarlyStopping(window=10, threshold=0, every_n_batches=1000)
     with pytest.raises(ValueError, match=r"layer\.0\.weight is not finite before batch 21;"):
-        trained(tmp_path, [tracker], Regression(explode_at=19), val_check_interval=4, max_epochs=-1)
+        train(tmp_path, [tracker], Regression(explode_at=19), val_check_interval=4, max_epochs=-1)
     [file] = tmp_path.rglob("*.ckpt")
     assert torch.load(file, weights_only=True)["global_step"] == 16
 
@@ -243,7 +244,7 @@ def test_other_weights_that_exploded_are_not_stored_either(tmp_path):
 
     tracker = LossTrackingEarlyStopping(window=10, threshold=0)
     with pytest.raises(ValueError, match=r"aside is not finite before batch 13; .* holds the weights of the last val"):
-        trained(tmp_path, [tracker], Aside(), val_check_interval=4, max_epochs=-1, enable_last=True)
+        train(tmp_path, [tracker], Aside(), val_check_interval=4, max_epochs=-1, enable_last=True)
     [file] = tmp_path.rglob("last.ckpt")
     assert torch.load(file, weights_only=True)["global_step"] == 8
 
@@ -251,13 +252,13 @@ def test_other_weights_that_exploded_are_not_stored_either(tmp_path):
 def test_a_run_that_explodes_before_its_first_checkpoint_says_so(tmp_path):
     tracker = LossTrackingEarlyStopping(window=10, threshold=0)
     with pytest.raises(ValueError, match="no checkpoint yet"):
-        trained(tmp_path, [tracker], Regression(explode_at=2))
+        train(tmp_path, [tracker], Regression(explode_at=2))
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
 def test_true_precisions_are_tracked(tmp_path, precision):
     tracker = LossTrackingEarlyStopping(window=10, threshold=0)
-    trained(tmp_path, [tracker], steps=5, precision=precision)
+    train(tmp_path, [tracker], steps=5, precision=precision)
     assert len(tracker.history) == 5
 
 
@@ -295,18 +296,18 @@ def test_bad_input_is_refused(tmp_path):
     with pytest.raises(ValueError, match="every_n_batches 0"):
         LossTrackingEarlyStopping("adapter", every_n_batches=0)
     with pytest.raises(ValueError, match="every_n_batches is 4, the weights change every 3 batches"):
-        trained(tmp_path, [LossTrackingEarlyStopping("adapter")], accumulate_grad_batches=3)
+        train(tmp_path, [LossTrackingEarlyStopping("adapter")], accumulate_grad_batches=3)
     with pytest.raises(TypeError, match="this run trains a Untracked"):
-        trained(tmp_path, [LossTrackingEarlyStopping("adapter")], Untracked())
+        train(tmp_path, [LossTrackingEarlyStopping("adapter")], Untracked())
     broken = points()
     broken.tensors[0][:] = torch.nan
     with pytest.raises(ValueError, match="tracked batch holds numbers that are not finite"):
-        trained(tmp_path, [LossTrackingEarlyStopping("adapter")], data=broken)
+        train(tmp_path, [LossTrackingEarlyStopping("adapter")], data=broken)
 
 
 def test_a_window_beyond_the_budget_is_warned_of(tmp_path):
     with pytest.warns(UserWarning, match="it has 60 batches, the window spans 80"):
-        trained(tmp_path, [LossTrackingEarlyStopping(window=80, threshold=0.1)], steps=60)
+        train(tmp_path, [LossTrackingEarlyStopping(window=80, threshold=0.1)], steps=60)
 
 
 def test_presets_are_those_of_the_paper():
@@ -324,3 +325,19 @@ def test_presets_are_those_of_the_paper():
 def test_adaptations_track_their_loss(file):
     callbacks = yaml.safe_load(file.read_text())["trainer"]["callbacks"]
     assert {"class_path": "LossTrackingEarlyStopping", "init_args": {"preset": "adapter"}} in callbacks
+
+
+def test_a_rank_search_in_front_is_no_part_of_the_history(trained, tmp_path):
+    run = tmp_path / "run"
+    main(
+        [
+            "fit", f"-c={TINY_CONFIGS / 'lora_adaptation' / 'rank_search.yaml'}", f"--data.root={trained['pairs']}",
+            f"--model.base={trained['base']}", f"--trainer.default_root_dir={run}", "--data.concepts=[sepia]",
+            "--budget.images=48", tracking(window=2, threshold=0, images=3),
+        ]
+    )  # fmt: skip
+    searched = json.loads((run / "rank_search.json").read_text())
+    assert sum(trial["images"] for trial in searched) > 0
+    curve = curve_of(run)
+    assert curve["batches"] == len(curve["objective"]) == 48 // 4
+    assert curve["tracking_seconds"] < curve["seconds"]
