@@ -8,17 +8,15 @@ from typing import Any, Literal
 
 import torch
 from filelock import FileLock
-from lightning.pytorch import LightningDataModule
-from PIL import Image
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from datamodules.image_clock_sampler import ImageClockSampler
+from datamodules.image_clock_data import ImageClockData
 from pocketgan.files import sha256_of, write_whole
-from pocketgan.images import find_images, load_photo, to_tensor
+from pocketgan.images import centred_square, find_images, load_photo, to_tensor
 
 # our own sentences, in the spirit of those of textual inversion: plain captions, so that the concept alone is learned
 OBJECT_TEMPLATES = (
@@ -61,7 +59,7 @@ class _Places(Dataset[int]):
         return index // REPEATS
 
 
-class ConceptImages(LightningDataModule):
+class ConceptImages(ImageClockData):
     """Photos of one concept and, for prior preservation, pictures of its class.
 
     Photos become centred squares. The VAE sees each once: what is kept is the mean and the deviation of its posterior,
@@ -158,9 +156,7 @@ class ConceptImages(LightningDataModule):
                 f"{file} is {picture.width}x{picture.height}, below the {self.size} px that the model is trained at; "
                 f"give larger pictures, or set data.size to {side} or less in the model's steps"
             )
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        box = (left, top, left + side, top + side)
-        return to_tensor(picture.resize((self.size, self.size), Image.Resampling.LANCZOS, box))
+        return to_tensor(centred_square(picture, self.size))
 
     def provide_moments(self, encode: Callable[[Tensor], Tensor], vae_sha256: str, device: torch.device) -> None:
         """Have the VAE see each picture once, or read what it saw before; batches are then made on the device.
@@ -197,12 +193,6 @@ class ConceptImages(LightningDataModule):
                 write_whole(file, save(encoded))
         self._moments = load_file(file, str(device))
 
-    def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def _images_seen(self) -> int:
-        return getattr(self.trainer.lightning_module, "images_seen", 0) if self.trainer else 0
-
     @override
     def train_dataloader(self) -> DataLoader[int]:
         """Shuffled batches; the order depends on seed and images seen alone.
@@ -210,21 +200,14 @@ class ConceptImages(LightningDataModule):
         Raises:
             ValueError: The batch does not divide over the ranks, or is larger than a pass.
         """
-        rank, ranks = self._rank()
+        _, ranks = self.rank_and_ranks
         dataset = _Places(len(self.photos))
         if self.batch_size % ranks or self.batch_size > len(dataset):
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of {ranks} ranks and at most {len(dataset)}, "
                 f"{REPEATS} times the photos"
             )
-        sampler = ImageClockSampler(len(dataset), self.batch_size, self._images_seen, rank, ranks, self.seed)
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size // ranks,
-            sampler=sampler,
-            drop_last=True,
-            generator=torch.Generator(),  # a loader's own draw must not move the training's random numbers
-        )
+        return self.training_loader(dataset)
 
     @override
     def val_dataloader(self) -> DataLoader[int]:
@@ -233,14 +216,10 @@ class ConceptImages(LightningDataModule):
         Raises:
             ValueError: There are fewer photos than ranks.
         """
-        rank, ranks = self._rank()
-        numbers = list(range(rank, len(self.photos), ranks))
-        if not numbers:
+        _, ranks = self.rank_and_ranks
+        if len(self.photos) < ranks:
             raise ValueError(f"{len(self.photos)} photos for {ranks} ranks; each rank needs one, use fewer devices")
-        # the sampler is there so that Lightning does not divide the share once more
-        sampler: DistributedSampler[int] = DistributedSampler(numbers, 1, 0, shuffle=False)  # type: ignore[arg-type]
-        batch_size = max(self.batch_size // ranks, 1)
-        return DataLoader(numbers, batch_size=batch_size, sampler=sampler, generator=torch.Generator())  # type: ignore[arg-type]
+        return self.evaluation_loader(range(len(self.photos)))
 
     @override
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> dict[str, Any]:
@@ -254,8 +233,8 @@ class ConceptImages(LightningDataModule):
         return made | {"moments": self._moments["photo"][batch]}
 
     def _drawn(self, numbers: Tensor) -> dict[str, Any]:
-        rank, ranks = self._rank()
-        generator = torch.Generator().manual_seed(hash((self.seed, self._images_seen())))
+        rank, ranks = self.rank_and_ranks
+        generator = self.generator()
         # for the whole global batch, so that the number of ranks changes nothing
         draws = torch.rand(len(numbers) * ranks, 8, generator=generator)[rank::ranks]
         prompts = self.prompts

@@ -3,26 +3,24 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from filelock import FileLock
-from lightning.pytorch import LightningDataModule
-from PIL import Image
 from rich.progress import track
 from safetensors.torch import load_file, save
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
-from datamodules.image_clock_sampler import ImageClockSampler
+from datamodules.image_clock_data import ImageClockData
+from datamodules.pair_files import Split
 from pocketgan.digest import weights_digest
 from pocketgan.dit_pipeline import load_autoencoder
 from pocketgan.files import write_whole
-from pocketgan.images import IMAGE_SUFFIXES, UnreadableImageError, load_photo, to_tensor
+from pocketgan.images import IMAGE_SUFFIXES, UnreadableImageError, centred_square, load_photo, to_tensor
 
-Split = Literal["train", "val", "test"]
 _ENCODED_AT_ONCE = 16
 
 
@@ -52,7 +50,7 @@ class LatentDataset(Dataset[dict[str, Tensor]]):
         return {name: values[self.places[index]] for name, values in self.tensors.items()}
 
 
-class LabelledLatents(LightningDataModule):
+class LabelledLatents(ImageClockData):
     """Images in folders named after their classes, as latents of a pipeline's autoencoder, or as they are.
 
     The first use encodes each image's centred square, and its mirror image, into one safetensors file that is keyed by
@@ -201,15 +199,7 @@ class LabelledLatents(LightningDataModule):
                 f"{image.width}x{image.height} is below the {self.size} px asked for; set size to {side} or less, or "
                 "give larger images",
             )
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        box = (left, top, left + side, top + side)
-        return to_tensor(image.resize((self.size, self.size), Image.Resampling.LANCZOS, box))
-
-    def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def _images_seen(self) -> int:
-        return getattr(self.trainer.lightning_module, "images_seen", 0) if self.trainer else 0
+        return to_tensor(centred_square(image, self.size))
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Shuffled batches; the order depends on seed and images seen alone.
@@ -217,40 +207,19 @@ class LabelledLatents(LightningDataModule):
         Raises:
             ValueError: The batch does not divide over the ranks, or is larger than the training split.
         """
-        rank, ranks = self._rank()
         dataset = self.datasets["train"]
-        if self.batch_size % ranks:
-            raise ValueError(
-                f"batch_size {self.batch_size} does not divide over {ranks} ranks; use a multiple of {ranks}"
-            )
-        if len(dataset) < self.batch_size:
-            raise ValueError(
-                f"the training split has {len(dataset)} images, batch_size is {self.batch_size}; give more images or a "
-                "smaller batch"
-            )
-        sampler = ImageClockSampler(len(dataset), self.batch_size, self._images_seen, rank, ranks, self.seed)
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size // ranks,
-            sampler=sampler,
-            drop_last=True,
-            generator=torch.Generator(),  # a loader's own draw must not move the training's random numbers
-        )
+        self.check_batch(len(dataset), "images", "images")
+        return self.training_loader(dataset)
 
     def _evaluation_dataloader(self, split: Split) -> DataLoader[dict[str, Tensor]]:
-        rank, ranks = self._rank()
+        _, ranks = self.rank_and_ranks
         dataset = self.datasets[split]
         if len(dataset) < ranks:
             raise ValueError(
                 f"the {split} split has {len(dataset)} images for {ranks} rank(s); each needs one: give it a larger "
                 "fraction in data.split, or more images"
             )
-        share = Subset(dataset, range(rank, len(dataset), ranks))
-        # the sampler is there so that Lightning does not divide the share once more and repeat images to fill it
-        sampler: DistributedSampler[dict[str, Tensor]] = DistributedSampler(share, 1, 0, shuffle=False)
-        return DataLoader(
-            share, batch_size=max(self.batch_size // ranks, 1), sampler=sampler, generator=torch.Generator()
-        )
+        return self.evaluation_loader(dataset)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Every validation image once, over all ranks together."""
@@ -265,9 +234,9 @@ class LabelledLatents(LightningDataModule):
         mean, deviation, label = batch["mean"], batch["deviation"], batch["label"]
         if not (self.trainer and self.trainer.training):
             return {"latents": mean[:, 0], "label": label}
-        rank, ranks = self._rank()
-        # by seed and images seen for the whole batch, so that a resumed run, and one on other ranks, sees the same
-        generator = torch.Generator().manual_seed(hash((self.seed, self._images_seen())))
+        rank, ranks = self.rank_and_ranks
+        # for the whole batch, so that a run on other ranks sees the same
+        generator = self.generator()
         views = torch.randint(mean.shape[1], (len(mean) * ranks,), generator=generator)[rank::ranks]
         noise = torch.randn(len(mean) * ranks, *mean.shape[2:], generator=generator)[rank::ranks].to(mean.device)
         rows = torch.arange(len(mean))

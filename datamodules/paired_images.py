@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.functional import center_crop
 
-from datamodules.image_clock_sampler import ImageClockSampler
+from datamodules.image_clock_data import ImageClockData
 from datamodules.pair_files import (
     SPLITS,
     PairFile,
@@ -73,7 +72,7 @@ def as_it_is(batch: Any) -> Any:
     return batch
 
 
-class PairedImages(LightningDataModule):
+class PairedImages(ImageClockData):
     """Photos with their edits, split by photo, decoded once.
 
     The first use decodes each picture into a memory-mapped uint8 cache that is keyed by the set's hash and the size;
@@ -284,58 +283,29 @@ class PairedImages(LightningDataModule):
         square = image.crop((left, top, left + side, top + side))
         return np.asarray(square.resize((self.stored_size, self.stored_size), Image.Resampling.LANCZOS))
 
-    def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def _images_seen(self) -> int:
-        return getattr(self.trainer.lightning_module, "images_seen", 0) if self.trainer else 0
-
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Shuffled batches; the order depends on seed and epoch alone, not on the number of ranks.
 
         Raises:
             ValueError: The batch does not divide over the ranks, or is larger than the training split.
         """
-        rank, ranks = self._rank()
         dataset = self.datasets["train"]
-        if self.batch_size % ranks:
-            raise ValueError(
-                f"batch_size {self.batch_size} does not divide over {ranks} ranks; use a multiple of {ranks}"
-            )
-        if len(dataset) < self.batch_size:
-            raise ValueError(
-                f"the training split has {len(dataset)} pairs, batch_size is {self.batch_size}; "
-                "give more photos or a smaller batch"
-            )
-        sampler = ImageClockSampler(len(dataset), self.batch_size, self._images_seen, rank, ranks, self.seed)
-        return DataLoader(
+        self.check_batch(len(dataset), "pairs", "photos")
+        return self.training_loader(
             dataset,
-            batch_size=self.batch_size // ranks,
-            sampler=sampler,
-            drop_last=True,
             collate_fn=as_it_is,
-            generator=torch.Generator(),  # a loader's own draw must not move the training's random numbers
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
 
     def _evaluation_dataloader(self, split: Split) -> DataLoader[dict[str, Any]]:
-        rank, ranks = self._rank()
+        _, ranks = self.rank_and_ranks
         dataset = self.datasets[split]
         if not len(dataset):
             raise ValueError(f"the {split} split is empty; give it a fraction above 0 in data.split")
         if len(dataset) < ranks:
             raise ValueError(f"the {split} split has {len(dataset)} pairs for {ranks} ranks; each rank needs one")
-        share = Subset(dataset, range(rank, len(dataset), ranks))
-        # the sampler is there so that Lightning does not divide the share once more and repeat pairs to fill it
-        sampler: DistributedSampler[dict[str, Any]] = DistributedSampler(share, 1, 0, shuffle=False)
-        return DataLoader(
-            share,
-            batch_size=max(self.batch_size // ranks, 1),
-            sampler=sampler,
-            collate_fn=as_it_is,
-            generator=torch.Generator(),
-        )
+        return self.evaluation_loader(dataset, collate_fn=as_it_is)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Every validation pair once, over all ranks together."""
@@ -364,9 +334,8 @@ class PairedImages(LightningDataModule):
         The draws depend on seed and images seen alone, for the whole global batch, so that a resumed run, and a run on
         another number of ranks, see the same pictures.
         """
-        rank, ranks = self._rank()
-        generator = torch.Generator().manual_seed(hash((self.seed, self._images_seen())))
-        draws = torch.rand(len(sides[0]) * ranks, 3, generator=generator)[rank::ranks]
+        rank, ranks = self.rank_and_ranks
+        draws = torch.rand(len(sides[0]) * ranks, 3, generator=self.generator())[rank::ranks]
         room = self.stored_size - self.size
         augmented = []
         for pictures in sides:

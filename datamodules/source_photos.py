@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from typing_extensions import override
 
-from pocketgan.images import UnreadableImageError, find_images, load_photo, to_tensor
+from pocketgan.images import UnreadableImageError, centred_square, find_images, load_photo, to_tensor
 
 # Photographs of everyday things; the packages' star field, retina and tissue slice are left out: an edit learned on
 # photographs does not carry over to them.
@@ -250,17 +250,16 @@ class _Crops(Dataset[_Item]):
             image, conversions = load_photo(crop.path, self._minimum_side)
         except UnreadableImageError as error:
             return _Item(crop, None, (), error.reason)
-        side = min(image.size)
         if crop.random:
             # Seeded by name, so that a crop does not depend on which others are made.
             generator = random.Random(f"{self._seed}/{crop.id}")
-            side = round(side * generator.uniform(SMALLEST_CROP, 1))
+            side = round(min(image.size) * generator.uniform(SMALLEST_CROP, 1))
             left = generator.randint(0, image.width - side)
             top = generator.randint(0, image.height - side)
+            box = (left, top, left + side, top + side)
+            square = image.resize((self._size, self._size), Image.Resampling.LANCZOS, box)
         else:
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-        box = (left, top, left + side, top + side)
-        square = image.resize((self._size, self._size), Image.Resampling.LANCZOS, box)
+            square = centred_square(image, self._size)
         return _Item(crop, to_tensor(square), conversions, "")
 
 

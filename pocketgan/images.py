@@ -72,6 +72,13 @@ def find_images(folder: Path) -> list[Path]:
     return sorted(images)
 
 
+def centred_square(image: Image.Image, size: int) -> Image.Image:
+    """The largest centred square of an image, scaled to a side of ``size`` pixels by Lanczos' filter."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
+
+
 def load_photo(path: Path, minimum_side: int = 32) -> LoadedPhoto:
     """Load an image file as upright 8-bit sRGB.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from pocketgan.files import sha256_of
-from pocketgan.images import load_photo
+from pocketgan.images import centred_square, load_photo
 from pocketgan.teachers.teacher import Teacher
 
 STYLE_PROMPTS = (
@@ -187,11 +187,7 @@ class StyleTransferTeacher(Teacher):
 
     def _style_vector(self, painting: Image.Image) -> np.ndarray:
         """Return the (1, 1, 1, 100) style of a painting's centred square."""
-        side = min(painting.size)
-        left, top = (painting.width - side) // 2, (painting.height - side) // 2
-        square = painting.resize(
-            (_PAINTING_SIZE, _PAINTING_SIZE), Image.Resampling.LANCZOS, (left, top, left + side, top + side)
-        )
+        square = centred_square(painting, _PAINTING_SIZE)
         return self._run("arbitrary_predict", np.asarray(square, dtype=np.float32)[None] / 255)
 
     def _run(self, network: str, *inputs: np.ndarray) -> np.ndarray:
