@@ -24,7 +24,7 @@ from torch.nn.functional import cosine_similarity
 
 from benchmarks.diffusion_world import SENTENCES, Judge, build
 from benchmarks.runs import command_block, commit, mean_and_spread
-from callbacks.loss_tracking_early_stopping import PRESETS, variance_ratio
+from callbacks.loss_tracking_early_stopping import PRESETS, values_until_stop
 from lightning_modules import Personalization
 from pocketgan.cli import main
 
@@ -170,14 +170,6 @@ def run(world: Path, out: Path, method: str, seed: int) -> dict[str, Any]:
     }
 
 
-def stop_of(history: "np.ndarray[Any, np.dtype[np.float64]]", window: int, threshold: float) -> int | None:
-    """Steps done when the rule stops: the batch in which it sees the ratio is still finished."""
-    for count in range(window + 1, len(history) + 1):
-        if variance_ratio(history[:count], window) < threshold:
-            return count
-    return None
-
-
 def image_stop_of(scores: dict[int, float], tolerance: float, patience: int) -> int | None:
     """Steps done when CLIP-s stops, on the judge's cosine."""
     best, failures = None, 0
@@ -221,11 +213,11 @@ def page(world: Path, out: Path, seeds: int) -> str:
         window = round(own_window / BUDGETS[method] * STEPS)
         tolerance, patience = CLIP_RULE[method]
         criteria = {
-            f"objective, {RULE[0]} and {RULE[1]}": [stop_of(one["objective"], *RULE) for one in runs],
+            f"objective, {RULE[0]} and {RULE[1]}": [values_until_stop(one["objective"], *RULE) for one in runs],
             f"objective, own preset scaled: {window} and {threshold}": [
-                stop_of(one["objective"], window, threshold) for one in runs
+                values_until_stop(one["objective"], window, threshold) for one in runs
             ],
-            f"training loss, {RULE[0]} and {RULE[1]}": [stop_of(one["train"], *RULE) for one in runs],
+            f"training loss, {RULE[0]} and {RULE[1]}": [values_until_stop(one["train"], *RULE) for one in runs],
             f"judge's image score, {tolerance} and {patience}": [
                 image_stop_of(one["image"], tolerance, patience) for one in runs
             ],
@@ -251,7 +243,7 @@ def page(world: Path, out: Path, seeds: int) -> str:
         cells = [
             mean_and_spread([rho(curve) for curve in curves], 3),
             mean_and_spread([float(curve[-50:].std()) for curve in curves], 5),
-            ", ".join(str(stop_of(curve, *RULE) or "never") for curve in curves),
+            ", ".join(str(values_until_stop(curve, *RULE) or "never") for curve in curves),
         ]
         ablation.append(f"| {name} | " + " | ".join(cells) + " |")
     recipe = json.loads((world / "recipe.json").read_text())

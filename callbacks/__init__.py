@@ -7,6 +7,7 @@ from callbacks.image_budget import ImageBudget
 from callbacks.loss_tracking_early_stopping import LossTrackingEarlyStopping
 from callbacks.pair_writer import PairWriter
 from callbacks.personalization_writer import PersonalizationWriter
+from callbacks.pipeline_writer import PipelineWriter
 from callbacks.random_state import RandomState
 from callbacks.rank_search import RankSearch
 from callbacks.run_folder import MetricsCSV, SaveRunConfig
@@ -20,6 +21,7 @@ __all__ = [
     "MetricsCSV",
     "PairWriter",
     "PersonalizationWriter",
+    "PipelineWriter",
     "RandomState",
     "RankSearch",
     "SaveRunConfig",

@@ -5,7 +5,6 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch.utils.data import DataLoader, Subset
 
 from callbacks.console import say
 from callbacks.image_budget import ImageBudget
-from pocketgan.files import write_whole
+from callbacks.trainer_state import without_augmentation, write_into_run
 
 Preset = Literal["textual_inversion", "custom_diffusion", "dreambooth_lora", "adapter"]
 # window, threshold and batches from one value to the next; the first three are those of DVAR's README, the last is
@@ -59,6 +58,21 @@ def variance_ratio(history: "np.ndarray[Any, np.dtype[np.float64]]", window: int
     """
     spread = float(np.var(history))
     return float(np.var(history[-window:])) / spread if len(history) > window and spread else 1.0
+
+
+def values_until_stop(history: "np.ndarray[Any, np.dtype[np.float64]]", window: int, threshold: float) -> int | None:
+    """How many of a run's values DVAR's rule looks at before it stops.
+
+    Args:
+        history: (T,) values since the run's first step.
+        window: Number of the last values.
+        threshold: Ratio of variances below which to stop.
+
+    Returns:
+        From ``window`` + 1 to T; None if it never stops.
+    """
+    counts = range(window + 1, len(history) + 1)
+    return next((count for count in counts if variance_ratio(history[:count], window) < threshold), None)
 
 
 class LossTrackingEarlyStopping(Callback):
@@ -220,8 +234,6 @@ class LossTrackingEarlyStopping(Callback):
         verdict += f"{'below' if stopped else 'not below'} {self.threshold:g}"
         cost = f"it took {self._tracking_seconds / seconds if seconds else 0:.1%} of the run's time"
         say(f"loss tracking: {'stopped' if stopped else 'did not stop'} at {seen}: {verdict}; {cost}")
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         curve = {
             "window": self.window,
             "threshold": self.threshold,
@@ -233,7 +245,7 @@ class LossTrackingEarlyStopping(Callback):
             "seconds": seconds,
             "objective": list(self.history),
         }
-        write_whole(folder / TRACKING_FILE, json.dumps(curve).encode())
+        write_into_run(trainer, TRACKING_FILE, json.dumps(curve))
 
     def _ratio(self) -> float:
         return variance_ratio(np.frombuffer(self.history), self.window) if self.history else 1.0
@@ -275,14 +287,11 @@ class LossTrackingEarlyStopping(Callback):
             collate_fn=loader.collate_fn,
             generator=torch.Generator(),
         )
-        trainer.validating = True  # no augmentation
-        try:
+        with without_augmentation(trainer):
             # as the training's loop does it
             batch = trainer.precision_plugin.convert_input(next(iter(frozen)))
             batch = module._on_before_batch_transfer(batch)
             batch = trainer.strategy.batch_to_device(batch)
-        finally:
-            trainer.training = True
         freeze = getattr(module, "frozen", None)
         # all ranks draw for all examples, so that the draws do not depend on the number of ranks
         share = range(self.images)[trainer.global_rank :: trainer.world_size]

@@ -15,10 +15,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.console import say
 from callbacks.image_budget import ImageBudget
+from callbacks.trainer_state import without_augmentation, write_into_run
 from lightning_modules import LoRAAdaptation
 from pocketgan.adapters import keep_ranks, ranks_of, resized, scaled_ranks, stored_bytes
 from pocketgan.exporters import measure_latency
-from pocketgan.files import write_whole
 from pocketgan.run_folder import RANKS_FILE, TRACE_FILE
 
 
@@ -259,16 +259,12 @@ class RankSearch(Callback):
         }
 
     def _validate(self, trainer: Trainer, module: LoRAAdaptation) -> dict[str, float]:
-        trainer.validating = True  # no augmentation
-        try:
+        with without_augmentation(trainer), torch.no_grad():
             module.on_validation_start()
-            with torch.no_grad():
-                for index, batch in enumerate(trainer.datamodule.val_dataloader()):  # type: ignore[attr-defined]
-                    trainer.strategy.validation_step(trainer.strategy.batch_to_device(batch), index)
+            for index, batch in enumerate(trainer.datamodule.val_dataloader()):  # type: ignore[attr-defined]
+                trainer.strategy.validation_step(trainer.strategy.batch_to_device(batch), index)
             figures = {f"val/{name}": value.item() for name, value in module.quality.compute().items()}
             module.quality.reset()
-        finally:
-            trainer.training = True
         # every rank decides on the same numbers, to the last bit
         return trainer.strategy.broadcast(figures)
 
@@ -289,7 +285,7 @@ class RankSearch(Callback):
             logger.log_metrics({f"rank_search/{name}": float(value) for name, value in named.items()}, len(self.trace))
             logger.save()  # a killed search must not lose it
         if trainer.is_global_zero:
-            self._write(trainer, TRACE_FILE, json.dumps(self.trace, indent=2))
+            write_into_run(trainer, TRACE_FILE, json.dumps(self.trace, indent=2))
             if row["factor"]:
                 say(
                     f"rank search: factor {row['factor']}, {row['parameters']:,} parameters, {row['bytes']:,} bytes, "
@@ -309,7 +305,7 @@ class RankSearch(Callback):
                     f"rank search: no trial is better than the base itself ({self.metric} {value:.4g} after, "
                     f"{before:.4g} before); raise budget.images or check the learning rate"
                 )
-            self._write(trainer, RANKS_FILE, yaml.safe_dump(self.ranks, sort_keys=False))
+            write_into_run(trainer, RANKS_FILE, yaml.safe_dump(self.ranks, sort_keys=False))
             for reason in self._left_out:
                 say(f"rank search: {reason}; left out")
             if best == 0 and len(self.trace) > 2:
@@ -322,12 +318,6 @@ class RankSearch(Callback):
                 "images beside the run's own; use its ranks again with --model.ranks "
                 f"{Path(trainer.default_root_dir) / RANKS_FILE}"
             )
-
-    @staticmethod
-    def _write(trainer: Trainer, name: str, text: str) -> None:
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / name, text.encode())
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.console import say
+from callbacks.trainer_state import write_into_run
 from lightning_modules import PairedGAN
-from pocketgan.files import write_whole
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -44,12 +44,10 @@ class SaveRunConfig(SaveConfigCallback):
         """Save the config; a checkpoint that does not fit it was refused by now."""
         if not trainer.is_global_zero:
             return
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
         config.ckpt_path = None  # where this start came from, not what the run is
         dumped = self.parser.dump(config, skip_none=False)
-        write_whole(folder / self.config_filename, dumped.encode())
+        write_into_run(trainer, self.config_filename, dumped)
         for logger in trainer.loggers:
             logger.log_hyperparams(yaml.safe_load(dumped))
 

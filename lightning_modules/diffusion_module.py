@@ -9,10 +9,11 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from datamodules import LabelledLatents
+from lightning_modules.diffusion_draws import draw_by_rank, spread_timesteps
 from pocketgan.losses import DiffusionLoss
+from pocketgan.schedule import MovingAverage
 
 
 class DiffusionModule(LightningModule):
@@ -40,11 +41,8 @@ class DiffusionModule(LightningModule):
         ema_rampup_ratio: float,
     ) -> None:
         super().__init__()
-        for name, value in (("ema_halflife_images", ema_halflife_images), ("ema_rampup_ratio", ema_rampup_ratio)):
-            if value <= 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
         self.loss, self.optimizer, self.scheduler = loss, optimizer, scheduler
-        self.ema_halflife_images, self.ema_rampup_ratio = ema_halflife_images, ema_rampup_ratio
+        self.moving_average = MovingAverage(ema_halflife_images, ema_rampup_ratio)
         self.average = nn.ParameterList()
         self.images_seen = 0
         self._images_of_step = 0
@@ -84,8 +82,7 @@ class DiffusionModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Give each rank draws of its own, where all begin with one seed."""
-        if self.trainer.world_size > 1:
-            torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)
+        draw_by_rank(self.trainer)
 
     def configure_optimizers(self) -> Optimizer:
         """One optimizer over what trains."""
@@ -110,7 +107,7 @@ class DiffusionModule(LightningModule):
     def frozen(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Draw once what a step draws: ``drawn``, but no timestep comes twice before all have come, as in DVAR."""
         steps, count = self.scheduler.config.num_train_timesteps, len(batch["latents"])
-        timesteps = torch.randperm(steps, device=batch["latents"].device).repeat(-(-count // steps))[:count]
+        timesteps = spread_timesteps(count, steps, batch["latents"].device)
         return {**self.drawn(batch), "timesteps": timesteps}
 
     def objective(self, batch: dict[str, Tensor], averaged: bool = False) -> Tensor:
@@ -145,10 +142,9 @@ class DiffusionModule(LightningModule):
 
     @torch.no_grad()
     def update_average(self, batch_images: int) -> None:
-        """Move the average towards the weights: average ← d · average + (1 - d) · weight, d = 2^(-images/halflife)."""
-        halflife = min(self.ema_halflife_images, self.ema_rampup_ratio * self.images_seen)
-        average = get_ema_multi_avg_fn(0.5 ** (batch_images / halflife))
-        average(list(self.average), list(self.trained.values()), 0)
+        """Move the average towards the weights."""
+        weights: list[Tensor] = list(self.trained.values())
+        self.moving_average.update(list(self.average), weights, batch_images, self.images_seen)
 
     def _evaluate(self, batch: dict[str, Tensor], batch_index: int, name: str) -> None:
         # the same noise at each validation and for each run, whatever the device

@@ -1,14 +1,17 @@
 """A diffusion network from scratch, on whole pictures or on crops."""
 
+import copy
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_modules.diffusion_module import DiffusionModule
+from pocketgan.class_pipeline import ClassPipeline
+from pocketgan.dit_pipeline import load_autoencoder
 from pocketgan.losses import DiffusionLoss
 from pocketgan.patch_diffusion import PatchCrop, with_coordinates
 
@@ -98,6 +101,18 @@ class DiffusionTraining(DiffusionModule):
             crops, grids, places = self.patch_crop(batch["latents"])
             batch = {"latents": crops, "coordinates": grids, "label": batch["label"][places]}
         return self.learn(batch, images)
+
+    def pipeline(self) -> ClassPipeline:
+        """The averaged network as diffusers' pipelines are, to sample from."""
+        data = self.labelled_data()
+        network = copy.deepcopy(self.network)
+        network.load_state_dict(self.averaged, strict=False)  # buffers are equal
+        network.register_to_config(sample_size=data.latent_shape[-1])
+        vae = load_autoencoder(data.vae) if data.vae else None
+        # trailing: the first step is at the highest noise level; samples of latents go beyond [-1, 1]
+        options = {"timestep_spacing": "trailing", "clip_sample": vae is None}
+        scheduler = DDIMScheduler.from_config(self.scheduler.config, **options)
+        return ClassPipeline(network, scheduler, vae, data.classes, coordinates=self.patch_crop is not None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the clock."""

@@ -10,13 +10,12 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pocketgan.adapters import merge
 from pocketgan.losses import AdversarialLoss, ReconstructionLoss
 from pocketgan.metrics import EditQuality
 from pocketgan.networks import Discriminator, Generator
-from pocketgan.schedule import LinearDecay
+from pocketgan.schedule import LinearDecay, MovingAverage
 from pocketgan.text import TextEncoder
 
 
@@ -71,10 +70,7 @@ class PairedGAN(LightningModule):
                 f"the generator reads tokens of {generator.token_size} features, the text encoder "
                 f"makes {text_encoder.token_size}; set both token_size alike"
             )
-        if ema_halflife_images <= 0:
-            raise ValueError(f"ema_halflife_images is {ema_halflife_images}; it must be above 0")
-        if ema_rampup_ratio <= 0:
-            raise ValueError(f"ema_rampup_ratio is {ema_rampup_ratio}; it must be above 0, infinity for no ramp-up")
+        self.moving_average = MovingAverage(ema_halflife_images, ema_rampup_ratio)
         self.generator = generator
         self.discriminator = discriminator
         self.text_encoder = text_encoder
@@ -88,8 +84,6 @@ class PairedGAN(LightningModule):
         self.discriminator_optimizer = discriminator_optimizer
         self.adversarial_weight = adversarial_weight
         self.reconstruction_weight = reconstruction_weight
-        self.ema_halflife_images = ema_halflife_images
-        self.ema_rampup_ratio = ema_rampup_ratio
         self.learning_rate_decay = learning_rate_decay
         self.compile_networks = compile_networks
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -193,16 +187,15 @@ class PairedGAN(LightningModule):
 
     @torch.no_grad()
     def update_average(self, batch_images: int) -> None:
-        """Move the averages towards the weights: average ← d · average + (1 - d) · weight, d = 2^(-images/halflife).
+        """Move the averages towards the weights.
 
         Weights that do not train, and buffers such as batch norm's statistics, are equal or copied.
         """
-        halflife = min(self.ema_halflife_images, self.ema_rampup_ratio * (self.images_seen + batch_images))
-        average = get_ema_multi_avg_fn(0.5 ** (batch_images / halflife))
         pairs: list[tuple[nn.Module, nn.Module]] = [(self.generator, self.generator_ema)]
         if self.text_encoder_ema is not self.text_encoder:
             pairs.append((self.text_encoder, self.text_encoder_ema))
-        averaged, current = [], []
+        averaged: list[Tensor] = []
+        current: list[Tensor] = []
         for network, network_ema in pairs:
             for parameter, parameter_ema in zip(network.parameters(), network_ema.parameters(), strict=True):
                 if parameter.requires_grad:
@@ -210,7 +203,7 @@ class PairedGAN(LightningModule):
                     current.append(parameter)
             for buffer, buffer_ema in zip(network.buffers(), network_ema.buffers(), strict=True):
                 buffer_ema.copy_(buffer)
-        average(averaged, current, 0)
+        self.moving_average.update(averaged, current, batch_images, self.images_seen + batch_images)
 
     def forward(self, photo: Tensor, concepts: list[str]) -> Tensor:
         """Edit photos with the averaged generator.

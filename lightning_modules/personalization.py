@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from datamodules import ConceptImages
+from lightning_modules.diffusion_draws import draw_by_rank, spread_timesteps
 from pocketgan.digest import weights_digest
 from pocketgan.losses import DiffusionLoss
 from pocketgan.personalization import PersonalizationMethod, load_pipeline
@@ -85,8 +86,7 @@ class Personalization(LightningModule):
     @override
     def on_fit_start(self) -> None:
         """Have the VAE see the photos once; give each rank noise of its own, where all begin with one seed."""
-        if self.trainer.world_size > 1:
-            torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)
+        draw_by_rank(self.trainer)
         self._provide_moments()
 
     @override
@@ -193,8 +193,7 @@ class Personalization(LightningModule):
             ``latents`` and ``noise`` (B, C, h, w), ``timesteps`` (B,), ``prompt`` (list of B).
         """
         count, steps = len(batch["prompt"]), self.scheduler.config.num_train_timesteps
-        timesteps = torch.randperm(steps, device=self.device).repeat(-(-count // steps))[:count]
-        return self._drawn(batch, timesteps)
+        return self._drawn(batch, spread_timesteps(count, steps, self.device))
 
     def deterministic_objective(self, batch: dict[str, Any]) -> Tensor:
         """The training loss on a ``frozen`` batch: same weighting, same prediction type.

@@ -115,7 +115,7 @@ def run_campaign(
     def adapt(name: str, run: Command, with_config: Path, rank_file: Path | None) -> dict[str, Any]:
         folder = out / name
         if (folder / RESULT_FILE).exists():
-            return {**json.loads((folder / RESULT_FILE).read_text()), "state": "done before"}
+            return _done_before(folder)
         folder.mkdir(exist_ok=True)
         write_whole(folder / SETTINGS_FILE, json.dumps(all_settings[name]).encode())
         start, resumed = time.monotonic(), (folder / "config.yaml").exists()
@@ -167,7 +167,7 @@ def run_campaign(
         row_of |= dict(zip(rest, done, strict=True))
     rows = [with_what_the_base_knew(row_of[name]) for name in names]
     others = sorted(file.parent.name for file in out.glob(f"*/{RESULT_FILE}") if file.parent.name not in row_of)
-    earlier = [{**json.loads((out / name / RESULT_FILE).read_text()), "state": "done before"} for name in others]
+    earlier = [_done_before(out / name) for name in others]
     _report([*rows, *map(with_what_the_base_knew, earlier)], out / TABLE_FILE)
     failed = [str(row["concept"]) for row in rows if str(row["state"]).startswith("failed")]
     if failed:
@@ -180,6 +180,10 @@ def _without_search(recipe: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     callbacks = recipe.get("trainer", {}).get("callbacks") or []
     kept = [callback for callback in callbacks if callback["class_path"].split(".")[-1] != "RankSearch"]
     return {**recipe, "trainer": {**recipe.get("trainer", {}), "callbacks": kept}}, len(kept) < len(callbacks)
+
+
+def _done_before(folder: Path) -> dict[str, Any]:
+    return {**json.loads((folder / RESULT_FILE).read_text()), "state": "done before"}
 
 
 def _pairs_digest(pairs: Path, concept: str) -> str:

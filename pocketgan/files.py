@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 TEMPORARY_SUFFIX = ".incomplete"
 
@@ -60,6 +61,26 @@ def write_whole(path: Path, data: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def whole_files(folder: Path) -> Iterator[Path]:
+    """Let a library write files into a folder of its own, then move each into ``folder`` in one step.
+
+    Args:
+        folder: Is made if need be; files of other names stay.
+
+    Yields:
+        The folder to write to, with subfolders if need be. It is gone afterwards, also after an error, which leaves
+        ``folder`` as it was.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with explained_write_error(folder), TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        yield Path(temporary)
+        for file in sorted(path for path in Path(temporary).rglob("*") if path.is_file()):
+            target = folder / file.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
 
 
 def remove_temporaries(folder: Path) -> None:

@@ -1,6 +1,9 @@
-"""Learning rates over a run, counted in images."""
+"""Learning rates and averages over a run, counted in images."""
 
 from dataclasses import dataclass
+
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 @dataclass(frozen=True)
@@ -26,3 +29,38 @@ class LinearDecay:
         """The factor on the learning rate after so many images, 1 to 0."""
         remaining = (self.end_images - images) / (self.end_images - self.start_images)
         return min(max(remaining, 0.0), 1.0)
+
+
+@dataclass(frozen=True)
+class MovingAverage:
+    """average ← d · average + (1 - d) · weight with d = 2^(-images of a step / half-life).
+
+    Args:
+        halflife_images: Images after which a weight counts half (EDM2's convention).
+        rampup_ratio: The half-life is at most this share of the images seen (StyleGAN2-ADA's convention), so that the
+            first weights are soon forgotten.
+
+    Raises:
+        ValueError: A number is not above 0.
+    """
+
+    halflife_images: float
+    rampup_ratio: float
+
+    def __post_init__(self) -> None:
+        if self.halflife_images <= 0:
+            raise ValueError(f"ema_halflife_images is {self.halflife_images}; it must be above 0")
+        if self.rampup_ratio <= 0:
+            raise ValueError(f"ema_rampup_ratio is {self.rampup_ratio}; it must be above 0, infinity for no ramp-up")
+
+    def update(self, averages: list[Tensor], weights: list[Tensor], images: int, images_seen: int) -> None:
+        """Move averages in place.
+
+        Args:
+            averages: One for each weight, without gradient.
+            weights: After their step.
+            images: Of that step.
+            images_seen: With that step's.
+        """
+        halflife = min(self.halflife_images, self.rampup_ratio * images_seen)
+        get_ema_multi_avg_fn(0.5 ** (images / halflife))(averages, weights, 0)

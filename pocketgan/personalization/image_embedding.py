@@ -62,14 +62,7 @@ class CLIPImageEmbedding(FrozenModule, ImageEmbedding):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Embed pictures.
-
-        Args:
-            images: (B, 3, H, W) in [-1, 1].
-
-        Returns:
-            (B, D) float32.
-        """
+        """Embed pictures; see ``ImageEmbedding.forward``."""
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.functional import center_crop, normalize, resize
         from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import LossTrackingEarlyStopping
-from callbacks.loss_tracking_early_stopping import PRESETS, _part, variance_ratio
+from callbacks.loss_tracking_early_stopping import PRESETS, _part, values_until_stop, variance_ratio
 from pocketgan.cli import main
 
 
@@ -28,11 +28,6 @@ def tracking(**options):
 
 def curve_of(run):
     return json.loads((run / "loss_tracking.json").read_text())
-
-
-def stop_of(history, window, threshold):
-    """The first number of values at which the rule stops."""
-    return next((t for t in range(1, len(history) + 1) if variance_ratio(history[:t], window) < threshold), None)
 
 
 def test_ratio_by_hand():
@@ -53,8 +48,8 @@ def test_a_constant_history_never_stops():
 def test_a_decay_stops_and_noise_does_not():
     draw, steps = np.random.default_rng(0), np.arange(2000)
     decay = np.exp(-steps / 100) + 0.01 * draw.standard_normal(2000)
-    assert 310 < stop_of(decay, *PRESETS["textual_inversion"][:2]) < 800
-    assert stop_of(draw.standard_normal(2000), *PRESETS["textual_inversion"][:2]) is None
+    assert 310 < values_until_stop(decay, *PRESETS["textual_inversion"][:2]) < 800
+    assert values_until_stop(draw.standard_normal(2000), *PRESETS["textual_inversion"][:2]) is None
 
 
 class Regression(LightningModule):
@@ -126,7 +121,7 @@ def test_the_training_is_the_same_to_the_bit(tmp_path):
 def test_the_run_ends_where_the_rule_says_with_the_weights_of_that_step(tmp_path, capsys):
     full = LossTrackingEarlyStopping(window=10, threshold=0)
     train(tmp_path / "full", [full])
-    expected = stop_of(np.array(full.history), 10, 0.05)
+    expected = values_until_stop(np.array(full.history), 10, 0.05)
     assert 10 < expected < 60
     tracker = LossTrackingEarlyStopping(window=10, threshold=0.05)
     stopped, trainer = train(tmp_path / "stopped", [tracker])

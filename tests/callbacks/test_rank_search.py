@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from tiny import TINY_CONFIGS, config_of, fit_adapter
+from two_ranks import fit_on_two_ranks
 
 from callbacks import RankSearch
 from callbacks.rank_search import best_trial
@@ -334,21 +335,12 @@ def test_two_processes_find_the_ranks_of_one_and_end_equal(trained, tmp_path):
     one = searched(trained, tmp_path / "one", *options)
     assert yaml.safe_load((one / "ranks.yaml").read_text()) == trace_of(one)[2]["ranks"]  # of factor 2
     two = tmp_path / "two"
-    script = tmp_path / "ranks.py"
-    script.write_text(
-        "import sys, torch\n"
-        "from lightning.pytorch import Trainer\n"
-        "from pocketgan.cli import main\n"
-        "fit = Trainer.fit\n"
-        "def kept(self, model, *args, **kwargs):\n"
-        "    fit(self, model, *args, **kwargs)\n"
-        f"    torch.save((model.ranks, model.state_dict()), r'{tmp_path}/rank' + str(self.global_rank) + '.pt')\n"
-        "Trainer.fit = kept\n"
-        "main(sys.argv[1:])\n"
+    ranks = fit_on_two_ranks(
+        tmp_path,
+        command(trained, two, *options),
+        "(model.ranks, model.state_dict())",
+        strategy="ddp_find_unused_parameters_true",
     )
-    words = command(trained, two, *options, "--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true")
-    subprocess.run([sys.executable, script, *words], check=True, timeout=300)
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     assert ranks[0][0] == ranks[1][0] == yaml.safe_load((one / "ranks.yaml").read_text())
     assert all(torch.equal(ranks[1][1][name], value) for name, value in ranks[0][1].items())
     for row, single in zip(trace_of(two), trace_of(one), strict=True):

@@ -3,8 +3,6 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import CONFIGS, TINY_CONFIGS
 from tiny_dit import fit_dit, make_class_folders, make_dit, make_pipeline
+from two_ranks import fit_on_two_ranks
 
 from callbacks import DiffusionAdapterWriter
 from datamodules import LabelledLatents
@@ -308,39 +307,28 @@ def test_shipped_model_loads_on_the_meta_device(config):
     assert group["weight_decay"] == 0
     assert group["lr"] == (1e-4 if config.stem == "full_dit_xl" else 1e-3)
     # 0.9999 a step of 256 images; 24,000 steps
-    assert 0.5 ** (256 / model.ema_halflife_images) == pytest.approx(0.9999, abs=1e-8)
+    assert 0.5 ** (256 / model.moving_average.halflife_images) == pytest.approx(0.9999, abs=1e-8)
     assert words["budget"]["images"] == 24_000 * words["data"]["init_args"]["batch_size"]
 
 
 def test_two_processes_end_with_equal_weights_and_draws_of_their_own(world, tmp_path):
-    script = tmp_path / "ranks.py"
-    script.write_text(
-        "import sys, torch\n"
-        "from lightning.pytorch import Trainer\n"
+    before = (
         "from lightning_modules import DiffusionAdaptation\n"
-        "from pocketgan.cli import main\n"
-        "fit, drawn, seen = Trainer.fit, DiffusionAdaptation.drawn, []\n"
+        "drawn, seen = DiffusionAdaptation.drawn, []\n"
         "def noted(self, batch, generator=None):\n"
         "    found = drawn(self, batch, generator)\n"
         "    if generator is None and torch.is_grad_enabled():\n"
         "        seen.append(found['noise'])\n"
         "    return found\n"
-        "def kept(self, model, *args, **kwargs):\n"
-        "    fit(self, model, *args, **kwargs)\n"
-        "    state = (model.state_dict(), model.images_seen, seen[0])\n"
-        f"    torch.save(state, r'{tmp_path}/rank' + str(self.global_rank) + '.pt')\n"
-        "DiffusionAdaptation.drawn, Trainer.fit = noted, kept\n"
-        "main(sys.argv[1:])\n"
+        "DiffusionAdaptation.drawn = noted\n"
     )
     words = [
         "fit", f"-c={TINY_CONFIGS / 'diffusion_adaptation' / 'difffit.yaml'}", f"--data.root={world['images']}",
         f"--model.transformer={world['latent']}", "--budget.images=8",
-        f"--trainer.default_root_dir={tmp_path / 'run'}", "--trainer.devices=2", "--trainer.strategy=ddp",
+        f"--trainer.default_root_dir={tmp_path / 'run'}",
     ]  # fmt: skip
-    subprocess.run([sys.executable, script, *words], check=True, timeout=300)
-    (first, images, noise), (second, _, other) = (
-        torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)
-    )
+    kept = "(model.state_dict(), model.images_seen, seen[0])"
+    (first, images, noise), (second, _, other) = fit_on_two_ranks(tmp_path, words, kept, before)
     assert_same(first, second)
     assert images == 8
     assert not torch.equal(noise, other)

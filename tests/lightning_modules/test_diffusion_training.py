@@ -4,12 +4,15 @@ import copy
 
 import pytest
 import torch
+import yaml
 from checkpoints import assert_same, state, weights
 from diffusers import UNet2DModel
-from tiny import TINY_CONFIGS
-from tiny_dit import make_class_folders
+from jsonargparse import ArgumentParser
+from tiny import CONFIGS, TINY_CONFIGS
+from tiny_dit import make_class_folders, make_pipeline
 
 from lightning_modules import DiffusionTraining
+from pocketgan.class_pipeline import load_class_pipeline
 from pocketgan.cli import main
 from pocketgan.losses import DiffusionLoss
 from pocketgan.patch_diffusion import PatchCrop, coordinates
@@ -38,6 +41,41 @@ def test_runs_end_to_end_and_resumes_bit_for_bit(tmp_path):
     fit(images, parts, interval, "--ckpt_path=last")
     assert_same(state(parts), state(whole))
     main(["test", f"-c={whole / 'config.yaml'}"])
+    stored = load_class_pipeline(whole / "pipeline")
+    assert (stored.config.classes, stored.image_size) == (["china", "flower", "third"], 32)
+    average = [value for name, value in weights(whole)["state_dict"].items() if name.startswith("average.")]
+    assert all(torch.equal(*pair) for pair in zip(stored.unet.parameters(), average, strict=True))
+
+
+def test_latents_come_with_their_autoencoder(tmp_path):
+    pipeline = make_pipeline(tmp_path / "dit")
+    images = make_class_folders(tmp_path / "images")
+    channels = ("--model.network.in_channels=6", "--model.network.out_channels=4")
+    # latents are 4x4: half of that is the smallest crop that the two blocks take
+    crops = "--model.patch_crop.init_args.shares={1: 0.5, 2: 0.5}"
+    run = fit(images, tmp_path / "run", *channels, crops, f"--data.vae={pipeline}")
+    stored = load_class_pipeline(run / "pipeline")
+    assert (stored.image_size, stored.unet.config.sample_size, stored.scheduler.config.clip_sample) == (32, 4, False)
+    assert stored([0], num_inference_steps=2).shape == (1, 3, 32, 32)
+
+
+def test_the_shipped_model_takes_its_data_on_the_meta_device():
+    words = yaml.safe_load((CONFIGS / "diffusion_training" / "patch_diffusion.yaml").read_text())
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(DiffusionTraining, "model", instantiate=False)
+    with torch.device("meta"):
+        arguments = parser.instantiate(parser.parse_object({"model": words["model"]["init_args"]})).model
+        model = DiffusionTraining(**vars(arguments))
+        size = words["data"]["init_args"]["size"]
+        model.check((3, size, size), 100)
+        (group,) = model.configure_optimizers().param_groups
+        for divisor in model.patch_crop.shares:
+            batch = {"latents": torch.zeros(2, 3, size // divisor, size // divisor), "label": torch.zeros(2, dtype=int)}
+            batch["coordinates"] = torch.zeros(2, 2, size // divisor, size // divisor)
+            noisy = batch["latents"]
+            batch["timesteps"] = torch.zeros(2, dtype=int)
+            assert model.predict(noisy, batch, averaged=False).shape == noisy.shape
+    assert group["lr"] == 2e-4
 
 
 def test_the_network_sees_where_a_crop_was(monkeypatch):

@@ -11,6 +11,7 @@ import torch
 from checkpoints import assert_same, state, weights
 from lightning.pytorch import Callback, Trainer
 from tiny import TINY_CONFIGS, fit_adapter, fit_base, make_pair_set
+from two_ranks import fit_on_two_ranks
 
 from datamodules import PairedImages
 from lightning_modules import BaseGAN, load_run
@@ -198,21 +199,7 @@ def test_two_processes_end_with_equal_weights_and_the_result_of_one(tmp_path):
     arguments = ("--budget.images=8", "--trainer.val_check_interval=2", *data, *optimizers)
     one = fit_base(pairs, tmp_path / "one", *arguments)
     two = tmp_path / "two"
-    script = tmp_path / "ranks.py"
-    script.write_text(
-        "import sys, torch\n"
-        "from lightning.pytorch import Trainer\n"
-        "from pocketgan.cli import main\n"
-        "fit = Trainer.fit\n"
-        "def kept(self, model, *args, **kwargs):\n"
-        "    fit(self, model, *args, **kwargs)\n"
-        f"    torch.save(model.state_dict(), r'{tmp_path}/rank' + str(self.global_rank) + '.pt')\n"
-        "Trainer.fit = kept\n"
-        "main(sys.argv[1:])\n"
-    )
-    words = command(pairs, two, *arguments, "--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true")
-    subprocess.run([sys.executable, script, *words[3:]], check=True, timeout=300)
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    ranks = fit_on_two_ranks(tmp_path, command(pairs, two, *arguments)[3:], strategy="ddp_find_unused_parameters_true")
     assert_same(ranks[0], ranks[1])
     assert weights(two)["images_seen"] == 8
     single = weights(one)["state_dict"]

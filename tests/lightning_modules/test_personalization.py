@@ -1,8 +1,6 @@
 """The personalization step: what it changes, the frozen objective, resume, files, ranks."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from safetensors.torch import load_file
 from tiny import TINY_CONFIGS, config_of
 from tiny_pipeline import make_photos, make_pipeline, open_pipeline, personalize, picture, shaken
+from two_ranks import fit_on_two_ranks
 
 from datamodules import ConceptImages
 from lightning_modules import Personalization
@@ -187,33 +186,22 @@ def test_a_checkpoint_of_another_method_is_refused(files, tmp_path):
 
 
 def test_two_processes_end_with_equal_weights_and_noise_of_their_own(files, tmp_path):
-    script = tmp_path / "ranks.py"
-    script.write_text(
-        "import sys, torch\n"
-        "from lightning.pytorch import Trainer\n"
+    before = (
         "from lightning_modules import Personalization\n"
-        "from pocketgan.cli import main\n"
-        "fit, losses, drawn = Trainer.fit, Personalization._losses, []\n"
+        "losses, drawn = Personalization._losses, []\n"
         "def seen(self, batch):\n"
         "    if self.trainer.training and torch.is_grad_enabled():\n"
         "        drawn.append(batch['noise'])\n"
         "    return losses(self, batch)\n"
-        "def kept(self, model, *args, **kwargs):\n"
-        "    fit(self, model, *args, **kwargs)\n"
-        "    state = (model.state_dict(), model.images_seen, drawn[0])\n"
-        f"    torch.save(state, r'{tmp_path}/rank' + str(self.global_rank) + '.pt')\n"
-        "Personalization._losses, Trainer.fit = seen, kept\n"
-        "main(sys.argv[1:])\n"
+        "Personalization._losses = seen\n"
     )
     config = TINY_CONFIGS / "personalization" / "dreambooth_lora.yaml"
     words = [
         "fit", f"-c={config}", f"--model.pipeline={files[0]}", f"--data.root={files[1]}", "--budget.images=8",
-        f"--trainer.default_root_dir={tmp_path / 'run'}", "--trainer.devices=2", "--trainer.strategy=ddp",
+        f"--trainer.default_root_dir={tmp_path / 'run'}",
     ]  # fmt: skip
-    subprocess.run([sys.executable, script, *words], check=True, timeout=300)
-    (first, images, noise), (second, _, other) = (
-        torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)
-    )
+    kept = "(model.state_dict(), model.images_seen, drawn[0])"
+    (first, images, noise), (second, _, other) = fit_on_two_ranks(tmp_path, words, kept, before)
     assert_same(first, second)
     assert images == 8
     assert not torch.equal(noise, other)

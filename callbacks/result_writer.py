@@ -1,0 +1,35 @@
+"""What a run is for, as files of its own beside its checkpoints."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+
+class ResultWriter(Callback, ABC):
+    """Writes at each validation of a ``fit``, the last one included, on rank 0.
+
+    Attributes:
+        serves: The module whose result it writes.
+    """
+
+    serves: ClassVar[type[LightningModule]]
+
+    @abstractmethod
+    def write(self, module: Any, run: Path) -> None:
+        """Write what is trained so far into the run folder."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write, but for Lightning's sanity check of untrained weights.
+
+        Raises:
+            TypeError: The run trains another module.
+        """
+        if not isinstance(pl_module, self.serves):
+            raise TypeError(
+                f"{type(self).__name__} serves {self.serves.__name__}, this run trains a {type(pl_module).__name__}"
+            )
+        if trainer.state.fn == TrainerFn.FITTING and trainer.is_global_zero and not trainer.sanity_checking:
+            self.write(pl_module, Path(trainer.default_root_dir))

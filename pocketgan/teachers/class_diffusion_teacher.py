@@ -1,0 +1,52 @@
+"""A class-conditional diffusion model of our own as the teacher."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from pocketgan.class_pipeline import load_class_pipeline
+from pocketgan.teachers.pipeline_teacher import PipelineTeacher
+
+
+class ClassDiffusionTeacher(PipelineTeacher):
+    """Turns photos towards a class, by the model of a ``DiffusionTraining`` run; its classes are the concepts.
+
+    Args:
+        pipeline: ``RUN/pipeline``.
+        strength: Share of the schedule, above 0 to 1; 1 keeps nothing of the photo.
+        steps: Steps of the whole schedule, of which ``strength`` is done.
+
+    Raises:
+        FileNotFoundError: There is no pipeline.
+        ValueError: A number is out of range; later: photos are of another size than the model's.
+    """
+
+    def __init__(self, pipeline: Path, strength: float = 0.6, steps: int = 50) -> None:
+        self.check_schedule(strength, steps)
+        super().__init__(load_class_pipeline(pipeline), strength, steps)
+
+    @property
+    @override
+    def concepts(self) -> dict[str, str]:
+        """The classes, each its own prompt."""
+        return {name: name for name in self._pipeline.config.classes}
+
+    @override
+    def _edit_one(self, photo: Tensor, prompt: str, generator: torch.Generator) -> Tensor:
+        classes = list(self._pipeline.config.classes)
+        if prompt not in classes:
+            raise ValueError(f"the model knows no class {prompt!r}; its classes are {', '.join(classes)}")
+        side = self._pipeline.image_size
+        if photo.shape[-2:] != (side, side):
+            height, width = photo.shape[-2:]
+            raise ValueError(f"photos are {height}×{width}, the model edits {side}×{side}; set data.size to {side}")
+        edited: Tensor = self._pipeline(
+            [classes.index(prompt)],
+            image=photo,
+            strength=self._strength,
+            num_inference_steps=self._steps,
+            generator=generator,
+        )
+        return edited
