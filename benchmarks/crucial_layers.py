@@ -54,7 +54,7 @@ def make_run(pairs: Path, bases: Path, out: Path, group: str, concept: str, seed
             f"--model.ranks={json.dumps({part: rank_of(part) for part in GROUPS[group]})}",
             f"--model.full_layers={'[stem,head]' if 'in full' in group else '[]'}",
             f"--model.generator_optimizer.lr={RATE}",
-            "--trainer.callbacks=[AdapterWriter]",
+            "--early_stopping=null",
         ),
         (IMAGES,),
     )

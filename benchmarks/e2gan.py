@@ -126,7 +126,7 @@ class Benchmark:
                 f"--model.base={self.base(base, seed).folder}",
                 f"--model.ranks={ranks}",
                 f"--model.generator_optimizer.lr={rate}",
-                "--trainer.callbacks=[AdapterWriter]",
+                "--early_stopping=null",
                 *more,
             ),
             images,
@@ -171,7 +171,7 @@ class Benchmark:
 
     def searched(self, rate: float) -> list[Run]:
         """One rank search for each base, on the tuning concept; its ranks serve every other concept."""
-        search = ("--trainer.callbacks=[AdapterWriter,RankSearch]",)
+        search = ("--trainer.callbacks+=RankSearch",)
         runs = [self.lora(TUNING, seed, rate, self.scaled(1), "searched", *search) for seed in self.seeds]
         train_all(runs, self.processes)
         return runs

@@ -74,11 +74,6 @@ class Scale:
         )
 
 
-def callbacks(**options: Any) -> str:
-    tracking = {"class_path": "LossTrackingEarlyStopping", "init_args": options}
-    return f"--trainer.callbacks={json.dumps([{'class_path': 'AdapterWriter'}, tracking])}"
-
-
 def calibrate(scale: Scale, pairs: Path, out: Path, concept: str, seed: int) -> dict[str, Any]:
     """A run to its whole budget that notes both generators' objectives, the training loss and the validations."""
     folder = out / f"calibration_{scale.size}_{concept}_{seed}"
@@ -87,6 +82,10 @@ def calibrate(scale: Scale, pairs: Path, out: Path, concept: str, seed: int) -> 
         found: dict[str, Any] = json.loads(file.read_text())
         return found
     shutil.rmtree(folder, ignore_errors=True)
+    to_the_end = {
+        "class_path": "LossTrackingEarlyStopping",
+        "init_args": {"window": 2, "threshold": 0, "every_n_batches": EVERY},
+    }
     raw: list[float] = []
     averaged = PairedGAN.deterministic_objective
 
@@ -103,7 +102,7 @@ def calibrate(scale: Scale, pairs: Path, out: Path, concept: str, seed: int) -> 
                 f"-c={CONFIG}",
                 *SETTING,
                 *scale.words(pairs, concept, seed),
-                callbacks(window=2, threshold=0, every_n_batches=EVERY),
+                f"--early_stopping={json.dumps(to_the_end)}",
                 f"--budget.images={scale.images}",
                 f"--trainer.val_check_interval={VALIDATED}",
                 "--trainer.log_every_n_steps=1",
@@ -218,12 +217,12 @@ def draw(curves: dict[Scale, list[dict[str, Any]]], file: Path) -> None:
     figure.savefig(file, dpi=110)
 
 
-def runs_of(scale: Scale, pairs: Path, out: Path, name: str, with_callbacks: str) -> dict[tuple[str, int], Run]:
+def runs_of(scale: Scale, pairs: Path, out: Path, name: str, *words: str) -> dict[tuple[str, int], Run]:
     return {
         (concept, seed): Run(
             folder=out / f"{name}_{scale.size}_{concept}_{seed}",
             config=CONFIG,
-            arguments=(*scale.words(pairs, concept, seed), with_callbacks),
+            arguments=(*scale.words(pairs, concept, seed), *words),
             images=(scale.images,),
             may_stop_early=name == "tracked",
         )
@@ -323,8 +322,8 @@ def page(scales: list[Scale], pairs: Path, out: Path, picture: Path, processes: 
     out.mkdir(parents=True, exist_ok=True)
     curves = {scale: [calibrate(scale, pairs, out, *cell) for cell in CALIBRATION] for scale in scales}
     draw(curves, picture)
-    full = {scale: runs_of(scale, pairs, out, "full", "--trainer.callbacks=[AdapterWriter]") for scale in scales}
-    tracked = {scale: runs_of(scale, pairs, out, "tracked", callbacks(preset="adapter")) for scale in scales}
+    full = {scale: runs_of(scale, pairs, out, "full", "--early_stopping=null") for scale in scales}
+    tracked = {scale: runs_of(scale, pairs, out, "tracked") for scale in scales}
     # in turn, so that a change of the machine's speed meets both
     train_all([runs[scale][cell] for scale in scales for cell in full[scale] for runs in (full, tracked)], processes)
     window, threshold, every = PRESETS["adapter"]

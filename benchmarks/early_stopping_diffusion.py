@@ -146,6 +146,7 @@ def run(world: Path, out: Path, method: str, seed: int) -> dict[str, Any]:
             "--trainer.log_every_n_steps=1",
             "--trainer.enable_progress_bar=false",
             "--trainer.enable_model_summary=false",
+            "--early_stopping=null",
             f"--trainer.callbacks={json.dumps(callbacks)}",
         ]
         if method == "custom_diffusion":

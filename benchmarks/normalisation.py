@@ -59,7 +59,7 @@ class Benchmark:
                 f"--model.base={self.base(norm, seed).folder}",
                 f"--model.ranks={RANKS}",
                 f"--model.generator_optimizer.lr={rate}",
-                "--trainer.callbacks=[AdapterWriter]",
+                "--early_stopping=null",
             ),
             (IMAGES,),
         )

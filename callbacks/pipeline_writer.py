@@ -4,6 +4,7 @@ from pathlib import Path
 
 from callbacks.result_writer import ResultWriter
 from lightning_modules import DiffusionTraining
+from pocketgan.dit_pipeline import load_autoencoder
 from pocketgan.files import whole_files
 
 
@@ -17,5 +18,7 @@ class PipelineWriter(ResultWriter):
 
     def write(self, module: DiffusionTraining, run: Path) -> None:
         """Write the averaged network."""
+        data = module.labelled_data()
+        vae = load_autoencoder(data.vae) if data.vae else None
         with whole_files(run / "pipeline") as folder:
-            module.pipeline().save_pretrained(folder)
+            module.pipeline(data.classes, data.latent_shape[-1], vae).save_pretrained(folder)

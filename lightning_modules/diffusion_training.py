@@ -4,14 +4,13 @@ import copy
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DModel
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_modules.diffusion_module import DiffusionModule
 from pocketgan.class_pipeline import ClassPipeline
-from pocketgan.dit_pipeline import load_autoencoder
 from pocketgan.losses import DiffusionLoss
 from pocketgan.patch_diffusion import PatchCrop, with_coordinates
 
@@ -102,17 +101,21 @@ class DiffusionTraining(DiffusionModule):
             batch = {"latents": crops, "coordinates": grids, "label": batch["label"][places]}
         return self.learn(batch, images)
 
-    def pipeline(self) -> ClassPipeline:
-        """The averaged network as diffusers' pipelines are, to sample from."""
-        data = self.labelled_data()
+    def pipeline(self, classes: list[str], sample_size: int, vae: AutoencoderKL | None = None) -> ClassPipeline:
+        """The averaged network as diffusers' pipelines are, to sample from.
+
+        Args:
+            classes: Names in the order of the labels.
+            sample_size: Side of the pixels or latents.
+            vae: The autoencoder of latents; None for pixels.
+        """
         network = copy.deepcopy(self.network)
         network.load_state_dict(self.averaged, strict=False)  # buffers are equal
-        network.register_to_config(sample_size=data.latent_shape[-1])
-        vae = load_autoencoder(data.vae) if data.vae else None
+        network.register_to_config(sample_size=sample_size)
         # trailing: the first step is at the highest noise level; samples of latents go beyond [-1, 1]
         options = {"timestep_spacing": "trailing", "clip_sample": vae is None}
         scheduler = DDIMScheduler.from_config(self.scheduler.config, **options)
-        return ClassPipeline(network, scheduler, vae, data.classes, coordinates=self.patch_crop is not None)
+        return ClassPipeline(network, scheduler, vae, classes, coordinates=self.patch_crop is not None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the clock."""

@@ -54,7 +54,7 @@ def _ignore_upstream_warnings() -> None:
 def run_lightning(args: list[str] | None) -> None:
     """Hand ``fit``, ``validate``, ``test`` and ``predict`` to LightningCLI."""
     from jsonargparse import set_parsing_settings
-    from lightning.pytorch import LightningDataModule, LightningModule
+    from lightning.pytorch import Callback, LightningDataModule, LightningModule
     from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -80,6 +80,12 @@ def run_lightning(args: list[str] | None) -> None:
                 }
             )
             parser.add_lightning_class_args(ImageBudget, "budget")
+            # a group, so that one of its numbers can be changed and it can be switched off without the other callbacks
+            parser.add_subclass_arguments(
+                Callback,
+                "early_stopping",
+                help="Callback that may end a fit before its budget.",
+            )
 
         def before_instantiate_classes(self) -> None:
             config = self.config[str(self.subcommand)]
@@ -98,9 +104,12 @@ def run_lightning(args: list[str] | None) -> None:
                 others = given if isinstance(given, list) else [given]
                 # first, since config.yaml and checkpoints follow the first logger's folder
                 kwargs["logger"] = [MetricsCSV(Path(trainer.default_root_dir or ".")), *others]
-            if trainer.enable_progress_bar is False:  # Lightning refuses the YAMLs' bar otherwise
-                callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
-                kwargs["callbacks"] = [each for each in callbacks if each and not isinstance(each, ProgressBar)]
+            callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+            early_stopping = self._get(self.config_init, "early_stopping")
+            # Lightning refuses the YAMLs' bar beside enable_progress_bar=false
+            refused = ProgressBar if trainer.enable_progress_bar is False else ()
+            callbacks = [each for each in [*callbacks, early_stopping] if each and not isinstance(each, refused)]
+            kwargs["callbacks"] = callbacks
             return super().instantiate_trainer(**kwargs)
 
     # interpolation that the command line and later files can override (Lightning issue 13607)

@@ -21,7 +21,7 @@ def files(tmp_path_factory):
 def words(clip, **options):
     embedding = {"class_path": "CLIPImageEmbedding", "init_args": {"model": str(clip)}}
     settings = {"embedding": embedding, "every_n_batches": 2, "samples": 3, "steps": 2, "guidance": 2.0, **options}
-    return f"--trainer.callbacks+={json.dumps({'class_path': 'ClipScoreEarlyStopping', 'init_args': settings})}"
+    return f"--early_stopping={json.dumps({'class_path': 'ClipScoreEarlyStopping', 'init_args': settings})}"
 
 
 class Flat(ImageEmbedding):

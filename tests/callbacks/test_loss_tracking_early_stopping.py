@@ -22,8 +22,7 @@ from pocketgan.cli import main
 
 def tracking(**options):
     """A word of the command line that adds the callback."""
-    words = {"class_path": "LossTrackingEarlyStopping", "init_args": options}
-    return f"--trainer.callbacks+={json.dumps(words)}"
+    return f"--early_stopping={json.dumps({'class_path': 'LossTrackingEarlyStopping', 'init_args': options})}"
 
 
 def curve_of(run):
@@ -318,8 +317,25 @@ def test_presets_are_those_of_the_paper():
 
 @pytest.mark.parametrize("file", sorted((CONFIGS / "lora_adaptation").glob("*.yaml")), ids=lambda file: file.stem)
 def test_adaptations_track_their_loss(file):
-    callbacks = yaml.safe_load(file.read_text())["trainer"]["callbacks"]
-    assert {"class_path": "LossTrackingEarlyStopping", "init_args": {"preset": "adapter"}} in callbacks
+    tracking = {"class_path": "LossTrackingEarlyStopping", "init_args": {"preset": "adapter"}}
+    assert yaml.safe_load(file.read_text())["early_stopping"] == tracking
+
+
+def test_the_group_is_changed_and_switched_off_by_itself(trained, tmp_path):
+    words = [
+        "fit", f"-c={CONFIGS / 'lora_adaptation' / 'small.yaml'}", f"--data.root={trained['pairs']}",
+        f"--model.base={trained['base']}", "--data.concepts=[sepia]", "--data.size=32", "--data.batch_size=2",
+        "--data.split=[0.5,0.25,0.25]", "--budget.images=16", "--trainer.val_check_interval=4",
+        "--trainer.precision=32-true", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+    changed = ["--early_stopping.window=2", "--early_stopping.every_n_batches=1"]
+    for name, more in (("on", changed), ("off", ["--early_stopping=null"])):
+        main([*words, f"--trainer.default_root_dir={tmp_path / name}", *more])
+        assert (tmp_path / name / "adapter").is_dir()  # the other callbacks are there
+    curve = curve_of(tmp_path / "on")
+    assert (curve["window"], curve["threshold"], curve["every_n_batches"]) == (2, 3e-5, 1)
+    assert not (tmp_path / "off" / "loss_tracking.json").exists()
+    main(["test", f"-c={tmp_path / 'on' / 'config.yaml'}"])  # warnings are errors: the checkpoint has its state
 
 
 def test_a_rank_search_in_front_is_no_part_of_the_history(trained, tmp_path):

@@ -9,6 +9,7 @@ import torch
 import yaml
 from checkpoints import assert_same, state, weights
 from diffusers import DDPMScheduler, DiTPipeline, DiTTransformer2DModel
+from diffusers.models.embeddings import PatchEmbed
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors import safe_open
@@ -217,7 +218,7 @@ def test_labels_are_dropped_once_for_all_blocks(monkeypatch):
 def test_loss_tracking_stops_it_and_disturbs_nothing(world, tmp_path):
     def tracked(folder, **options):
         words = {"class_path": "LossTrackingEarlyStopping", "init_args": {"images": 4, **options}}
-        return fit_dit(world["images"], world["latent"], folder, f"--trainer.callbacks+={json.dumps(words)}", INTERVAL)
+        return fit_dit(world["images"], world["latent"], folder, f"--early_stopping={json.dumps(words)}", INTERVAL)
 
     plain = fit_dit(world["images"], world["latent"], tmp_path / "plain", INTERVAL)
     followed = tracked(tmp_path / "followed", window=2, threshold=0.0)
@@ -228,15 +229,32 @@ def test_loss_tracking_stops_it_and_disturbs_nothing(world, tmp_path):
     assert weights(stopped)["images_seen"] < 24
 
 
-def test_larger_pictures_of_the_same_classes(world, tmp_path):
+def test_larger_pictures_of_the_same_classes(world, tmp_path, monkeypatch):
     """High-resolution adaptation: the model as it is, larger latents, the base's classes."""
     images = make_class_folders(tmp_path / "images", tuple("abcdefghij"), each=3)
     words = ("--model.new_classes=false", "--data.size=32", "--data.split=[0.34,0.33,0.33]")
     pipeline = shutil.copytree(world["pixel"], tmp_path / "pipeline")
     config = pipeline / "transformer" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": 16}))
+    seen = []
+    embed = PatchEmbed.forward
+
+    def noted(self, latent):
+        embedded = embed(self, latent)
+        tokens = self.proj(latent).flatten(2).transpose(1, 2)
+        seen.append((embedded - tokens)[0].detach().reshape(latent.shape[-1] // 8, latent.shape[-1] // 8, -1))
+        return embedded
+
+    monkeypatch.setattr(PatchEmbed, "forward", noted)
     folder = fit_dit(images, pipeline, tmp_path / "run", *words, config="lora")
     assert weights(folder)["state_dict"]["transformer." + TABLE].shape == (11, 16)
+    small = DiTPipeline.from_pretrained(pipeline).transformer
+    assert small.config.sample_size == 16
+    coarse = small.pos_embed.pos_embed.reshape(2, 2, -1)
+    assert len(seen) > 6
+    for fine in seen:  # each step, validation too: 4x4 tokens, where the model has 2x2
+        assert fine.shape[:2] == (4, 4)
+        torch.testing.assert_close(fine[::2, ::2], coarse, atol=1e-4, rtol=1e-4)
 
 
 TABLE = "transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight"
@@ -295,10 +313,11 @@ def test_shipped_model_loads_on_the_meta_device(config):
     parsed = parser.instantiate(parser.parse_object({"model": arguments})).model
     model = DiffusionAdaptation(transformer=transformer, **vars(parsed))
     model.check_latents((4, words["data"]["init_args"]["size"] // 8, words["data"]["init_args"]["size"] // 8))
-    model.add_classes([f"{number:03d}" for number in range(101)])
+    model.add_classes([f"{number:03d}" for number in range(101 if model.new_classes else 1000)])
     (group,) = model.configure_optimizers().param_groups
     expected = {
         "difffit_dit_xl": 685_472,
+        "difffit_dit_xl_512": 685_472 + (1001 - 102) * 1152,
         "bitfit_dit_xl": 604_832,
         "lora_dit_xl": 1_149_696,
         "full_dit_xl": 717_655_712,
@@ -306,9 +325,10 @@ def test_shipped_model_loads_on_the_meta_device(config):
     assert sum(map(torch.numel, group["params"])) == expected[config.stem]
     assert group["weight_decay"] == 0
     assert group["lr"] == (1e-4 if config.stem == "full_dit_xl" else 1e-3)
-    # 0.9999 a step of 256 images; 24,000 steps
+    # 0.9999 a step of 256 images; 24,000 steps, or 25 epochs of ImageNet
     assert 0.5 ** (256 / model.moving_average.halflife_images) == pytest.approx(0.9999, abs=1e-8)
-    assert words["budget"]["images"] == 24_000 * words["data"]["init_args"]["batch_size"]
+    images = 24_000 * words["data"]["init_args"]["batch_size"] if model.new_classes else 25 * 1_281_167
+    assert words["budget"]["images"] == images
 
 
 def test_two_processes_end_with_equal_weights_and_draws_of_their_own(world, tmp_path):
@@ -332,3 +352,15 @@ def test_two_processes_end_with_equal_weights_and_draws_of_their_own(world, tmp_
     assert_same(first, second)
     assert images == 8
     assert not torch.equal(noise, other)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(world, tmp_path):
+    folder = fit_dit(world["images"], world["latent"], tmp_path / "run", INTERVAL, "--budget.images=8")
+    words = [
+        "fit", f"-c={TINY_CONFIGS / 'diffusion_adaptation' / 'difffit.yaml'}", f"--data.root={world['images']}",
+        f"--model.transformer={world['latent']}", "--budget.images=16", f"--trainer.default_root_dir={folder}",
+        f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}",
+    ]  # fmt: skip
+    (first, images), (second, _) = fit_on_two_ranks(tmp_path, words, "(model.state_dict(), model.images_seen)")
+    assert_same(first, second)
+    assert images == 16

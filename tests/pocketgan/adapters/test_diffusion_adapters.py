@@ -202,6 +202,22 @@ def test_stored_and_put_back(adapter, tmp_path):
         load_diffusion_adapter(make_dit(seed=1), tmp_path / "adapter")
 
 
+class _QuarterDiffFit(DiffFit):
+    """A user's own, below a class of ours."""
+
+    def __init__(self, depth=0.25, layout=("attention",)):
+        super().__init__(depth, layout)
+
+
+def test_a_users_own_adapter_is_found_when_it_is_put_back(tmp_path):
+    base, adapter = make_dit(), _QuarterDiffFit()
+    digest = weights_digest(base)
+    trained = shaken(adapted(adapter, 3, new=True))
+    save_diffusion_adapter(tmp_path, adapter, trained_parameters(trained), ["a", "b", "c"], True, digest)
+    load_diffusion_adapter(base, tmp_path)
+    assert torch.equal(output(base), output(trained))
+
+
 @each_adapter
 @pytest.mark.parametrize("classes", [3, 12])
 def test_merged_is_a_plain_transformer(adapter, classes, tmp_path):
