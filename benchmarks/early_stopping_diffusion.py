@@ -115,13 +115,13 @@ class Recorder(Callback):
         (Path(trainer.default_root_dir) / "recorded.json").write_text(json.dumps(found))
 
 
-def run(world: Path, out: Path, method: str, seed: int) -> dict[str, Any]:
-    """Train once, or find it; its curves."""
-    folder = out / f"{method}_{seed}"
-    if not (folder / "recorded.json").is_file():
+def train(world: Path, folder: Path, method: str, seed: int, steps: int, free: bool) -> dict[str, Any]:
+    """Train once, or find it; what the recorder noted. The frozen batch is freed part by part on request."""
+    file = folder / "recorded.json"
+    if not file.is_file():
         shutil.rmtree(folder, ignore_errors=True)
         tracking = {"window": RULE[0], "threshold": 0.0, "images": 4, "seed": seed}
-        recorder = {"judge": str(world / "judge.safetensors"), "semi_deterministic": method == "textual_inversion"}
+        recorder = {"judge": str(world / "judge.safetensors"), "semi_deterministic": free}
         callbacks = [
             {"class_path": "LossTrackingEarlyStopping", "init_args": tracking},
             {"class_path": "benchmarks.early_stopping_diffusion.Recorder", "init_args": recorder},
@@ -138,11 +138,11 @@ def run(world: Path, out: Path, method: str, seed: int) -> dict[str, Any]:
             "--data.rescale=false",
             # the sentences that the world's text encoder knows
             f"--data.templates={json.dumps(SENTENCES)}",
-            f"--budget.images={STEPS * BATCH}",
+            f"--budget.images={steps * BATCH}",
             f"--trainer.default_root_dir={folder}",
             "--trainer.precision=32-true",
             "--trainer.accelerator=cpu",
-            f"--trainer.val_check_interval={STEPS}",
+            f"--trainer.val_check_interval={steps}",
             "--trainer.log_every_n_steps=1",
             "--trainer.enable_progress_bar=false",
             "--trainer.enable_model_summary=false",
@@ -156,7 +156,16 @@ def run(world: Path, out: Path, method: str, seed: int) -> dict[str, Any]:
                 "--data.phrase=<concept>",
             ]
         main(words)
-    recorded: dict[str, Any] = json.loads((folder / "recorded.json").read_text())
+    recorded: dict[str, Any] = json.loads(file.read_text())
+    for name in ("concept", "image"):
+        recorded[name] = {int(step): value for step, value in recorded[name].items()}
+    return recorded
+
+
+def run(world: Path, out: Path, method: str, seed: int) -> dict[str, Any]:
+    """Train to the end of the budget, or find it; its curves."""
+    folder = out / f"{method}_{seed}"
+    recorded = train(world, folder, method, seed, STEPS, free=method == "textual_inversion")
     tracked = json.loads((folder / "loss_tracking.json").read_text())
     with (folder / "metrics.csv").open() as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
@@ -164,8 +173,8 @@ def run(world: Path, out: Path, method: str, seed: int) -> dict[str, Any]:
     return {
         "objective": np.array(tracked["objective"]),
         "train": np.array(losses),
-        "concept": {int(step): value for step, value in recorded["concept"].items()},
-        "image": {int(step): value for step, value in recorded["image"].items()},
+        "concept": recorded["concept"],
+        "image": recorded["image"],
         "freed": {name: np.array(values) for name, values in recorded["freed"].items()},
         "cost": tracked["tracking_seconds"] / rest,
     }
@@ -184,11 +193,15 @@ def image_stop_of(scores: dict[int, float], tolerance: float, patience: int) -> 
     return None
 
 
-def score_at(found: dict[str, Any], stop: int | None) -> float:
-    """The concept score at a stop: at the first scored step from there; at the end if there is none."""
-    step = min(STEPS, -(-(stop or STEPS) // SCORED_EVERY) * SCORED_EVERY)
-    score: float = found["concept"][step]
-    return score
+def score_at(world: Path, out: Path, method: str, seed: int, scores: dict[int, float], stop: int | None) -> float:
+    """The concept score at a stop, by a run that ends there; at the end of the budget if there is none."""
+    step = stop or STEPS
+    if step in scores:
+        return scores[step]
+    short: dict[int, float] = train(world, out / f"{method}_{seed}_{step}", method, seed, step, free=False)["concept"]
+    if any(short[earlier] != scores[earlier] for earlier in range(0, step, SCORED_EVERY)):
+        raise RuntimeError(f"{method}_{seed}_{step} is not the beginning of the whole run")
+    return short[step]
 
 
 def rho(values: "np.ndarray[Any, np.dtype[np.float64]]") -> float:
@@ -225,7 +238,10 @@ def page(world: Path, out: Path, seeds: int) -> str:
             f"{SHORT} steps": [SHORT] * seeds,
         }
         for name, steps in criteria.items():
-            at = [score_at(one, stop) for one, stop in zip(runs, steps, strict=True)]
+            at = [
+                score_at(world, out, method, seed, one["concept"], stop)
+                for seed, (one, stop) in enumerate(zip(runs, steps, strict=True))
+            ]
             listed = ", ".join(str(step or "never") for step in steps)
             stops.append(f"| {method} | {name} | {listed} | {mean_and_spread(at, 3)} |")
         best = [max(one["concept"], key=one["concept"].__getitem__) for one in runs]
@@ -261,7 +277,7 @@ def page(world: Path, out: Path, seeds: int) -> str:
             "Diffusion with prior preservation, without its scaling (16 px are too few for the mask). Concept score: "
             "the judge's "
             f"probability of yellow times that of ring, mean of {SAMPLES} samples ({SAMPLING_STEPS} DDIM steps, "
-            f"guidance {GUIDANCE:g}), measured every {SCORED_EVERY} steps; at a stop, the first one from there. "
+            f"guidance {GUIDANCE:g}), measured every {SCORED_EVERY} steps and at each stop. "
             f"Commit {commit()}.",
             "",
             command_block(__doc__),
