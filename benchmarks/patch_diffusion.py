@@ -150,7 +150,7 @@ def race(seed: int) -> dict[str, Any]:
         samples = sample(model)
         blind = without_coordinates(lambda model=model: sample(model))
         found[name] = {"placed": placed(samples), "without coordinates": placed(blind)}
-        shown[name], shown[f"{name}, no coordinates"] = samples[:8], blind[:8]
+        shown[name], shown[f"{name}, no grid"] = samples[:8], blind[:8]
     found["drawn"] = placed(unseen)
     found["shown"] = {"drawn": unseen[:8], **shown}
     return found
