@@ -165,7 +165,7 @@ def train(world: Path, folder: Path, method: str, seed: int, steps: int, free: b
 def run(world: Path, out: Path, method: str, seed: int) -> dict[str, Any]:
     """Train to the end of the budget, or find it; its curves."""
     folder = out / f"{method}_{seed}"
-    recorded = train(world, folder, method, seed, STEPS, free=method == "textual_inversion")
+    recorded = train(world, folder, method, seed, STEPS, free=True)
     tracked = json.loads((folder / "loss_tracking.json").read_text())
     with (folder / "metrics.csv").open() as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
@@ -254,15 +254,15 @@ def page(world: Path, out: Path, seeds: int) -> str:
             f"{mean_and_spread([one['concept'][step] for one, step in zip(runs, best, strict=True)], 3)} |"
         )
     ablation = []
-    runs = found["textual_inversion"]
-    for name in ("nothing", *FREED):
-        curves = [one["objective"] if name == "nothing" else one["freed"][name] for one in runs]
-        cells = [
-            mean_and_spread([rho(curve) for curve in curves], 3),
-            mean_and_spread([float(curve[-50:].std()) for curve in curves], 5),
-            ", ".join(str(values_until_stop(curve, *RULE) or "never") for curve in curves),
-        ]
-        ablation.append(f"| {name} | " + " | ".join(cells) + " |")
+    for method, runs in found.items():
+        for name in ("nothing", *FREED):
+            curves = [one["objective"] if name == "nothing" else one["freed"][name] for one in runs]
+            cells = [
+                mean_and_spread([rho(curve) for curve in curves], 3),
+                mean_and_spread([float(curve[-50:].std()) for curve in curves], 5),
+                ", ".join(str(values_until_stop(curve, *RULE) or "never") for curve in curves),
+            ]
+            ablation.append(f"| {method} | {name} | " + " | ".join(cells) + " |")
     recipe = json.loads((world / "recipe.json").read_text())
     rates = ", ".join(f"{rate:g} ({name})" for name, rate in RATES.items())
     return "\n".join(
@@ -297,12 +297,12 @@ def page(world: Path, out: Path, seeds: int) -> str:
             "|---|---|---|---|",
             *stops,
             "",
-            "## What must be frozen (textual inversion)",
+            "## What must be frozen",
             "",
             f"One part drawn anew at each evaluation; the rule is {RULE[0]} and {RULE[1]}.",
             "",
-            "| drawn anew | Spearman correlation | deviation of the last 50 | stop, by seed |",
-            "|---|---|---|---|",
+            "| method | drawn anew | Spearman correlation | deviation of the last 50 | stop, by seed |",
+            "|---|---|---|---|---|",
             *ablation,
         ]
     )
