@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from diffusers import AutoencoderKL
+from lightning.pytorch import LightningModule, Trainer
+
 from callbacks.result_writer import ResultWriter
 from lightning_modules import DiffusionTraining
 from pocketgan.dit_pipeline import load_autoencoder
@@ -16,9 +19,14 @@ class PipelineWriter(ResultWriter):
 
     serves = DiffusionTraining
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Load the autoencoder of latents once."""
+        super().setup(trainer, pl_module, stage)
+        name: str | None = trainer.datamodule.vae  # type: ignore[attr-defined]
+        self._vae: AutoencoderKL | None = load_autoencoder(name) if name and trainer.is_global_zero else None
+
     def write(self, module: DiffusionTraining, run: Path) -> None:
         """Write the averaged network."""
         data = module.labelled_data()
-        vae = load_autoencoder(data.vae) if data.vae else None
         with whole_files(run / "pipeline") as folder:
-            module.pipeline(data.classes, data.latent_shape[-1], vae).save_pretrained(folder)
+            module.pipeline(data.classes, data.latent_shape[-1], self._vae).save_pretrained(folder)

@@ -21,8 +21,8 @@ class ResultWriter(Callback, ABC):
     def write(self, module: Any, run: Path) -> None:
         """Write what is trained so far into the run folder."""
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write, but for Lightning's sanity check of untrained weights.
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Look at the module before anything is trained.
 
         Raises:
             TypeError: The run trains another module.
@@ -31,5 +31,8 @@ class ResultWriter(Callback, ABC):
             raise TypeError(
                 f"{type(self).__name__} serves {self.serves.__name__}, this run trains a {type(pl_module).__name__}"
             )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write, but for Lightning's sanity check of untrained weights."""
         if trainer.state.fn == TrainerFn.FITTING and trainer.is_global_zero and not trainer.sanity_checking:
             self.write(pl_module, Path(trainer.default_root_dir))

@@ -128,15 +128,15 @@ class DiffusionModule(LightningModule):
             images: Images of the data that the batch was made of.
         """
         objective = self.objective(self.drawn(batch)).mean()
+        self.images_seen += images * self.trainer.world_size
         self._images_of_step += images * self.trainer.world_size
         self.log("train/objective", objective)
-        self.log("images", float(self.images_seen + self._images_of_step))
+        self.log("images", float(self.images_seen))
         return objective
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
-        """Step, then move average and clock, before any callback looks at them."""
+        """Step, then move the average, before any callback looks at it."""
         super().optimizer_step(*arguments, **options)
-        self.images_seen += self._images_of_step
         self.update_average(self._images_of_step)
         self._images_of_step = 0
 

@@ -66,8 +66,11 @@ class ClassPipeline(DiffusionPipeline):
             (B, 3, S, S) in [-1, 1].
 
         Raises:
-            ValueError: A label is unknown, the size is another, or no step is left.
+            ValueError: Labels and images are not as many, a label is unknown, the size is another, or no step is left.
         """
+        if not class_labels or (image is not None and len(image) != len(class_labels)):
+            given = "no image" if image is None else f"{len(image)} images"
+            raise ValueError(f"{len(class_labels)} labels came with {given}; give one label for each picture")
         if any(not 0 <= label < len(self.config.classes) for label in class_labels):
             raise ValueError(f"labels {class_labels} go beyond the {len(self.config.classes)} classes")
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)

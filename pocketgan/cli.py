@@ -54,8 +54,8 @@ def _ignore_upstream_warnings() -> None:
 def run_lightning(args: list[str] | None) -> None:
     """Hand ``fit``, ``validate``, ``test`` and ``predict`` to LightningCLI."""
     from jsonargparse import set_parsing_settings
-    from lightning.pytorch import Callback, LightningDataModule, LightningModule
-    from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+    from lightning.pytorch import LightningDataModule, LightningModule
+    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     # short class names in YAMLs are found among imported classes
@@ -63,7 +63,14 @@ def run_lightning(args: list[str] | None) -> None:
     import lightning_modules  # noqa: F401
     import pocketgan.networks
     import pocketgan.teachers  # noqa: F401
-    from callbacks import ImageBudget, MetricsCSV, RandomState, SaveRunConfig
+    from callbacks import (
+        ClipScoreEarlyStopping,
+        ImageBudget,
+        LossTrackingEarlyStopping,
+        MetricsCSV,
+        RandomState,
+        SaveRunConfig,
+    )
     from lightning_modules.run import constructor_errors_unwrapped
 
     _ignore_upstream_warnings()
@@ -82,9 +89,9 @@ def run_lightning(args: list[str] | None) -> None:
             parser.add_lightning_class_args(ImageBudget, "budget")
             # a group, so that one of its numbers can be changed and it can be switched off without the other callbacks
             parser.add_subclass_arguments(
-                Callback,
+                (LossTrackingEarlyStopping, ClipScoreEarlyStopping, EarlyStopping),
                 "early_stopping",
-                help="Callback that may end a fit before its budget.",
+                help="What may end a fit before its budget.",
             )
 
         def before_instantiate_classes(self) -> None:

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,29 +68,40 @@ def write_whole(path: Path, data: bytes) -> None:
 def whole_files(folder: Path) -> Iterator[Path]:
     """Let a library write files into a folder of its own, then move each into ``folder`` in one step.
 
+    All files are on the disk before the first is moved. A process killed in between leaves only the temporary folder,
+    which `remove_temporaries` clears away.
+
     Args:
         folder: Is made if need be; files of other names stay.
 
     Yields:
-        The folder to write to, with subfolders if need be. It is gone afterwards, also after an error, which leaves
-        ``folder`` as it was.
+        The folder to write to, with subfolders if need be. An error while it is written leaves ``folder`` as it was.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with explained_write_error(folder), TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+    with explained_write_error(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = TemporaryDirectory(prefix=f".{folder.name}.", suffix=TEMPORARY_SUFFIX, dir=folder.parent)
+    with explained_write_error(folder), made as temporary:
         yield Path(temporary)
-        for file in sorted(path for path in Path(temporary).rglob("*") if path.is_file()):
+        files = sorted(path for path in Path(temporary).rglob("*") if path.is_file())
+        for file in files:
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        for file in files:
             target = folder / file.relative_to(temporary)
             target.parent.mkdir(parents=True, exist_ok=True)
             file.replace(target)
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what killed processes left of `write_whole` in a folder and below.
+    """Remove what killed processes left of `write_whole` and `whole_files` in a folder and below.
 
     Only for a folder that no other process is writing to.
     """
-    for temporary in folder.rglob(f".*{TEMPORARY_SUFFIX}"):
-        temporary.unlink(missing_ok=True)
+    for temporary in list(folder.rglob(f".*{TEMPORARY_SUFFIX}")):
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -11,7 +11,6 @@ import torch
 from diffusers.models.embeddings import LabelEmbedding, TimestepEmbedding
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.normalization import RMSNorm
-from lightning_utilities.core.inheritance import get_all_subclasses
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from safetensors.torch import load_file, save
@@ -188,6 +187,10 @@ def save_diffusion_adapter(
     write_whole(folder / ADAPTER_FILE, adapter_bytes(adapter, tensors, classes, new_classes, base_sha256))
 
 
+def _subclasses(kind: type[Any]) -> list[type[Any]]:
+    return [found for below in kind.__subclasses__() for found in (below, *_subclasses(below))]
+
+
 def load_diffusion_adapter(transformer: nn.Module, folder: Path) -> list[str]:
     """Put a stored adapter on its base.
 
@@ -207,7 +210,7 @@ def load_diffusion_adapter(transformer: nn.Module, folder: Path) -> list[str]:
         raise FileNotFoundError(f"{folder} holds no {ADAPTER_FILE}; give RUN/adapter of a DiffusionAdaptation")
     with safe_open(file, "pt") as opened:
         about = opened.metadata() or {}
-    kinds = {kind.__name__: kind for kind in get_all_subclasses(DiffusionAdapter)}
+    kinds = {kind.__name__: kind for kind in _subclasses(DiffusionAdapter)}
     if about.get("adapter") not in kinds:
         raise ValueError(
             f"{file} names the adapter {about.get('adapter')}; known are {', '.join(sorted(kinds))}. Give the file of "

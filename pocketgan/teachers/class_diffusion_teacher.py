@@ -1,5 +1,6 @@
 """A class-conditional diffusion model of our own as the teacher."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -20,18 +21,25 @@ class ClassDiffusionTeacher(PipelineTeacher):
 
     Raises:
         FileNotFoundError: There is no pipeline.
-        ValueError: A number is out of range; later: photos are of another size than the model's.
+        ValueError: A number is out of range, or the model knows no classes; later: photos are of another size than the
+            model's.
     """
 
     def __init__(self, pipeline: Path, strength: float = 0.6, steps: int = 50) -> None:
         self.check_schedule(strength, steps)
-        super().__init__(load_class_pipeline(pipeline), strength, steps)
+        opened = load_class_pipeline(pipeline)
+        if opened.unet.config.num_class_embeds is None:
+            raise ValueError(
+                f"the model of {pipeline} was trained without classes and would make the same edit for each; train it "
+                "with network.num_class_embeds"
+            )
+        super().__init__(opened, strength, steps)
 
     @property
     @override
     def concepts(self) -> dict[str, str]:
-        """The classes, each its own prompt."""
-        return {name: name for name in self._pipeline.config.classes}
+        """The classes, each its own prompt; what cannot be part of a file's name becomes _."""
+        return {re.sub(r"[^A-Za-z0-9_-]+", "_", name): name for name in self._pipeline.config.classes}
 
     @override
     def _edit_one(self, photo: Tensor, prompt: str, generator: torch.Generator) -> Tensor:

@@ -77,7 +77,12 @@ class PipelineTeacher(Teacher):
 
     @abstractmethod
     def _edit_one(self, photo: Tensor, prompt: str, generator: torch.Generator) -> Tensor:
-        """Edit (1, 3, H, W) in [-1, 1].
+        """Edit one photo.
+
+        Args:
+            photo: (1, 3, H, W) in [-1, 1].
+            prompt: The concept's.
+            generator: The photo's own, on the CPU.
 
         Raises:
             ValueError: The pipeline cannot take the size.
