@@ -23,7 +23,8 @@ class PipelineWriter(ResultWriter):
         """Load the autoencoder of latents once."""
         super().setup(trainer, pl_module, stage)
         name: str | None = trainer.datamodule.vae  # type: ignore[attr-defined]
-        self._vae: AutoencoderKL | None = load_autoencoder(name) if name and trainer.is_global_zero else None
+        wanted = name is not None and stage == "fit" and trainer.is_global_zero
+        self._vae: AutoencoderKL | None = load_autoencoder(str(name)) if wanted else None
 
     def write(self, module: DiffusionTraining, run: Path) -> None:
         """Write the averaged network."""

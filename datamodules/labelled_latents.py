@@ -5,20 +5,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from filelock import FileLock
 from rich.progress import track
-from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
+from datamodules.array_files import allocate, built_once, mapped
 from datamodules.image_clock_data import ImageClockData
 from datamodules.pair_files import Split
 from pocketgan.digest import weights_digest
 from pocketgan.dit_pipeline import load_autoencoder
-from pocketgan.files import write_whole
 from pocketgan.images import IMAGE_SUFFIXES, UnreadableImageError, centred_square, load_photo, to_tensor
 
 _ENCODED_AT_ONCE = 16
@@ -36,7 +35,7 @@ class _ClassFolders(ImageFolder):
 
 
 class LatentDataset(Dataset[dict[str, Tensor]]):
-    """Latents of one split: ``mean`` and ``deviation`` (V, C, H, W), V = 2 with a mirrored view, and ``label`` ()."""
+    """One split: ``mean`` (V, C, H, W), V = 2 with a mirrored view, ``deviation`` likewise of latents, ``label`` ()."""
 
     def __init__(self, tensors: dict[str, Tensor], places: list[int]) -> None:
         self.tensors, self.places = tensors, places
@@ -53,9 +52,10 @@ class LatentDataset(Dataset[dict[str, Tensor]]):
 class LabelledLatents(ImageClockData):
     """Images in folders named after their classes, as latents of a pipeline's autoencoder, or as they are.
 
-    The first use encodes each image's centred square, and its mirror image, into one safetensors file that is keyed by
-    the files, the size and the autoencoder's weights. It holds mean and deviation of the latent, so that each step
-    draws a latent of its own, as DiT's training does (facebookresearch/DiT, train.py). Everything is read into memory.
+    The first use encodes each image's centred square, and its mirror image, into files that are keyed by the images,
+    the size and the autoencoder's weights. They hold mean and deviation of the latent, so that each step draws a
+    latent of its own, as DiT's training does (facebookresearch/DiT, train.py). They are mapped into memory, never read
+    whole.
 
     Batches: ``latents`` (B, C, H, W), scaled as the transformer expects them, and ``label`` (B,), the place of the
     class in the sorted names. Without an autoencoder the latents are the images in [-1, 1]. Validation and test take
@@ -153,6 +153,7 @@ class LabelledLatents(ImageClockData):
         return dealt
 
     def _encoded(self, images: _ClassFolders, autoencoder: AutoencoderKL | None) -> dict[str, Tensor]:
+        """``mean`` and, of latents, ``deviation`` (N, V, C, H, W), mapped from disk."""
         stats = [(Path(path).relative_to(self.root).as_posix(), Path(path).stat()) for path, _ in images.samples]
         about = {
             "files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
@@ -161,33 +162,33 @@ class LabelledLatents(ImageClockData):
             "autoencoder": weights_digest(autoencoder) if autoencoder is not None else None,
         }
         digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
-        self.cache.mkdir(parents=True, exist_ok=True)
-        file = self.cache / f"latents-{digest[:16]}.safetensors"
-        with FileLock(self.cache / "lock"):  # a second process waits here, then finds the file whole
-            if not file.is_file():
-                write_whole(file, save(self._encode([Path(path) for path, _ in images.samples], autoencoder)))
-        return load_file(file)
+        paths = [Path(path) for path, _ in images.samples]
+        folder = built_once(
+            self.cache, f"latents-{digest[:16]}", lambda building: self._encode(paths, autoencoder, building)
+        )
+        return {file.stem: mapped(file) for file in folder.glob("*.npy")}
 
     @torch.no_grad()
-    def _encode(self, files: list[Path], autoencoder: AutoencoderKL | None) -> dict[str, Tensor]:
+    def _encode(self, paths: list[Path], autoencoder: AutoencoderKL | None, folder: Path) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        means, deviations = [], []
-        starts = range(0, len(files), _ENCODED_AT_ONCE)
+        starts = range(0, len(paths), _ENCODED_AT_ONCE)
+        arrays: dict[str, Any] = {}
         for start in track(starts, "encoding images", disable=len(starts) < 2):
-            pictures = torch.stack([self._picture(file) for file in files[start : start + _ENCODED_AT_ONCE]])
-            for view in [pictures, pictures.flip(3)] if self.flip else [pictures]:
-                if autoencoder is None:
-                    means.append(view)
-                    deviations.append(torch.zeros_like(view))
-                else:
+            pictures = torch.stack([self._picture(file) for file in paths[start : start + _ENCODED_AT_ONCE]])
+            views = [pictures, pictures.flip(3)] if self.flip else [pictures]
+            for number, view in enumerate(views):
+                found = {"mean": view}
+                if autoencoder is not None:
                     latent, config = autoencoder.to(device).encode(view.to(device)).latent_dist, autoencoder.config
-                    means.append((latent.mean - (config.shift_factor or 0)).cpu() * config.scaling_factor)
-                    deviations.append(latent.std.cpu() * config.scaling_factor)
-        views = 2 if self.flip else 1
-        return {
-            name: torch.cat([torch.stack(parts[place : place + views], 1) for place in range(0, len(parts), views)])
-            for name, parts in (("mean", means), ("deviation", deviations))
-        }
+                    found["mean"] = (latent.mean - (config.shift_factor or 0)).cpu() * config.scaling_factor
+                    found["deviation"] = latent.std.cpu() * config.scaling_factor
+                for name, values in found.items():
+                    if name not in arrays:
+                        shape = (len(paths), len(views), *values.shape[1:])
+                        arrays[name] = allocate(folder / f"{name}.npy", shape, np.float32)
+                    arrays[name][start : start + len(values), number] = values.numpy()
+        for array in arrays.values():
+            array.flush()
 
     def _picture(self, file: Path) -> Tensor:
         """The centred square (3, size, size) in [-1, 1]."""
@@ -231,16 +232,19 @@ class LabelledLatents(ImageClockData):
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
         """Draw latents in training; elsewhere take the unmirrored mean."""
-        mean, deviation, label = batch["mean"], batch["deviation"], batch["label"]
+        mean, label = batch["mean"], batch["label"]
         if not (self.trainer and self.trainer.training):
             return {"latents": mean[:, 0], "label": label}
         rank, ranks = self.rank_and_ranks
         # for the whole batch, so that a run on other ranks sees the same
         generator = self.generator()
         views = torch.randint(mean.shape[1], (len(mean) * ranks,), generator=generator)[rank::ranks]
-        noise = torch.randn(len(mean) * ranks, *mean.shape[2:], generator=generator)[rank::ranks].to(mean.device)
         rows = torch.arange(len(mean))
-        return {"latents": mean[rows, views] + deviation[rows, views] * noise, "label": label}
+        latents = mean[rows, views]
+        if "deviation" in batch:
+            noise = torch.randn(len(mean) * ranks, *mean.shape[2:], generator=generator)[rank::ranks].to(mean.device)
+            latents = latents + batch["deviation"][rows, views] * noise
+        return {"latents": latents, "label": label}
 
 
 def _is_image(path: str) -> bool:

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.functional import center_crop
 
+from datamodules.array_files import allocate, built_once, mapped
 from datamodules.image_clock_data import ImageClockData
 from datamodules.pair_files import (
     SPLITS,
@@ -27,7 +26,7 @@ from datamodules.pair_files import (
     pairs_of_pair_set,
     split_of_groups,
 )
-from pocketgan.files import explained_write_error, sha256_of
+from pocketgan.files import sha256_of
 from pocketgan.images import load_photo
 from pocketgan.metrics import FeatureExtractor, reference_features
 from pocketgan.pair_set import is_unfinished, set_hash
@@ -42,9 +41,7 @@ class PairDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, cache: Path, pairs: list[PairFile], rows: list[tuple[int, int]]) -> None:
-        # mode "c" can be written to in memory, never on disk; torch warns of arrays that cannot be written to
-        self.photos = torch.from_numpy(np.load(cache / "photos.npy", mmap_mode="c"))
-        self.edits = torch.from_numpy(np.load(cache / "edits.npy", mmap_mode="c"))
+        self.photos, self.edits = mapped(cache / "photos.npy"), mapped(cache / "edits.npy")
         self.pairs = pairs
         self.rows = torch.tensor(rows).reshape(-1, 2)
 
@@ -201,27 +198,14 @@ class PairedImages(ImageClockData):
         return pairs, digest
 
     def _build_cache(self, pairs: list[PairFile], digest: str) -> Path:
-        folder = self.cache / f"{digest[:16]}-{self.stored_size}"
-        self.cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.cache / "lock"):  # a second process waits here, then finds the cache whole
-            if folder.is_dir():
-                return folder
-            building = self.cache / f"{folder.name}.building"
-            shutil.rmtree(building, ignore_errors=True)  # left by a killed process
-            building.mkdir()
-            try:
-                self._decode(pairs, building)
-            except BaseException:
-                shutil.rmtree(building)
-                raise
-            building.rename(folder)
-        return folder
+        name = f"{digest[:16]}-{self.stored_size}"
+        return built_once(self.cache, name, lambda folder: self._decode(pairs, folder))
 
     def _decode(self, pairs: list[PairFile], folder: Path) -> None:
         rows = _rows(pairs)
         shape = (self.stored_size, self.stored_size, 3)
         photos, edits = (
-            _open_memmap(folder / name, (count, *shape))
+            allocate(folder / name, (count, *shape), np.uint8)
             for name, count in (
                 ("photos.npy", 1 + max(row for row, _ in rows)),
                 ("edits.npy", len(pairs)),
@@ -380,14 +364,6 @@ class PairedImages(ImageClockData):
         name = f"{self.set_hash[:16]}-{sizes}-{split}-{split_key}-{chosen}-{extractor.frechet_name}.safetensors"
         with FileLock(self.cache / "lock"):
             return reference_features(extractor, self.edits(split), self.cache / name)
-
-
-def _open_memmap(file: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.uint8]]:
-    array = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # else a full disk would end the process with a bus error while pictures arrive
-        with explained_write_error(file), file.open("r+b") as opened:
-            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
-    return array
 
 
 def _some(names: list[str]) -> str:

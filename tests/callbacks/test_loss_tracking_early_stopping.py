@@ -338,6 +338,14 @@ def test_the_group_is_changed_and_switched_off_by_itself(trained, tmp_path):
     main(["test", f"-c={tmp_path / 'on' / 'config.yaml'}"])  # warnings are errors: the checkpoint has its state
 
 
+def test_the_group_takes_what_may_end_a_run(pair_set, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        fit_base(pair_set, tmp_path / "run", "--early_stopping=RichProgressBar")
+    assert "early_stopping" in capsys.readouterr().err
+    stops = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/reconstruction"}}
+    fit_base(pair_set, tmp_path / "run", f"--early_stopping={json.dumps(stops)}", "--budget.images=8")
+
+
 def test_a_rank_search_in_front_is_no_part_of_the_history(trained, tmp_path):
     run = tmp_path / "run"
     main(

@@ -1,5 +1,6 @@
 """Latents by hand, the cache, splits, resume's order, refusals."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -145,7 +146,22 @@ def test_an_interrupted_encoding_leaves_nothing(images, tmp_path, monkeypatch):
     def broken(*_):
         raise OSError("no space")
 
-    monkeypatch.setattr(module, "save", broken)
+    monkeypatch.setattr(module, "allocate", broken)
     with pytest.raises(OSError, match="no space"):
         opened(images, tmp_path)
-    assert not list((tmp_path / "cache").glob("*.safetensors"))
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["lock"]
+    monkeypatch.undo()
+    opened(images, tmp_path)
+
+
+def test_arrays_are_mapped_and_not_read(images, pipeline, tmp_path):
+    data = opened(images, tmp_path, vae=str(pipeline))
+    (folder,) = (tmp_path / "cache").glob("latents-*")
+    assert {file.name for file in folder.iterdir()} == {"mean.npy", "deviation.npy"}
+    mean = np.load(folder / "mean.npy")
+    stored = data.datasets["train"].tensors["mean"]
+    assert torch.equal(stored, torch.from_numpy(mean))
+    with (folder / "mean.npy").open("r+b") as file:  # what changes on disk shows
+        file.seek(-mean.nbytes, 2)
+        file.write(np.full(mean.shape, 3, np.float32).tobytes())
+    assert (stored == 3).all()

@@ -191,7 +191,7 @@ def test_a_full_disk_ends_the_build_cleanly(pair_set, monkeypatch):
     def full(descriptor, offset, length):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("datamodules.paired_images.os.posix_fallocate", full)
+    monkeypatch.setattr("datamodules.array_files.os.posix_fallocate", full)
     with pytest.raises(OSError, match="the disk is full"):
         opened(pair_set)
     assert [file.name for file in (pair_set / ".cache").iterdir()] == ["lock"]

@@ -270,7 +270,7 @@ def test_a_repo_that_cannot_be_reached(monkeypatch, world):
 
 def test_the_writer_serves_this_module_alone():
     with pytest.raises(TypeError, match="serves DiffusionAdaptation, this run trains a LightningModule"):
-        DiffusionAdapterWriter().on_validation_end(Trainer(accelerator="cpu", logger=False), LightningModule())
+        DiffusionAdapterWriter().setup(Trainer(accelerator="cpu", logger=False), LightningModule(), "fit")
 
 
 def test_refusals(world, run, tmp_path):
@@ -361,6 +361,24 @@ def test_a_run_goes_on_with_another_number_of_processes(world, tmp_path):
         f"--model.transformer={world['latent']}", "--budget.images=16", f"--trainer.default_root_dir={folder}",
         f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}",
     ]  # fmt: skip
-    (first, images), (second, _) = fit_on_two_ranks(tmp_path, words, "(model.state_dict(), model.images_seen)")
+    kept = "(model.state_dict(), model.images_seen, [int(s['step']) for s in self.optimizers[0].state.values()])"
+    (first, images, steps), (second, _, _) = fit_on_two_ranks(tmp_path, words, kept)
     assert_same(first, second)
     assert images == 16
+    assert set(steps) == {4}  # two of the run alone, two of the run on both
+
+
+def test_batches_of_one_step_are_drawn_apart(world, tmp_path, monkeypatch):
+    """With accumulate_grad_batches no two batches share the draws that follow the clock."""
+    clocks, generator = [], LabelledLatents.generator
+
+    def noted(self):
+        clocks.append(self.images_seen)
+        return generator(self)
+
+    monkeypatch.setattr(LabelledLatents, "generator", noted)
+    accumulated = "--trainer.accumulate_grad_batches=2"
+    folder = fit_dit(world["images"], world["latent"], tmp_path / "run", accumulated, "--budget.images=16")
+    assert clocks == [0, 4, 8, 12]
+    assert weights(folder)["images_seen"] == 16
+    assert {int(value["step"]) for value in weights(folder)["optimizer_states"][0]["state"].values()} == {2}

@@ -107,6 +107,9 @@ def test_refusals(tmp_path):
     pipeline = make()
     with pytest.raises(ValueError, match=r"labels \[2\] go beyond the 2 classes"):
         pipeline([2])
+    for labels, image in (([0], torch.zeros(2, 3, 16, 16)), ([0, 1], torch.zeros(1, 3, 16, 16)), ([], None)):
+        with pytest.raises(ValueError, match=r"labels came with .* image.*; give one label for each picture"):
+            pipeline(labels, image)
     with pytest.raises(ValueError, match="images are 8×8 px, this pipeline learned 16×16"):
         pipeline([0], image=torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match=r"strength is 0\.1 of 4 steps"):

@@ -19,7 +19,9 @@ def small_command(words):
         words = [*words, "--model.teacher.size=64", "--data.size=128"]
     if words[0] == "fit":
         words = [*words, "--budget.images=16", "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=1"]
-        words = [*words, "--trainer.enable_progress_bar=false", "--early_stopping=null"]
+        words = [*words, "--trainer.enable_progress_bar=false"]
+        if "--model.base" in str(words):
+            words = [*words, "--early_stopping.window=3", "--early_stopping.every_n_batches=1"]
     main(words)
 
 

@@ -1,8 +1,9 @@
 """Learning-rate factors by hand."""
 
 import pytest
+import torch
 
-from pocketgan.schedule import LinearDecay
+from pocketgan.schedule import LinearDecay, MovingAverage
 
 
 def test_values():
@@ -13,3 +14,18 @@ def test_values():
 def test_end_before_start():
     with pytest.raises(ValueError, match="decay from 5 to 5 images"):
         LinearDecay(5, 5)
+
+
+def test_average_by_hand():
+    average, weight = torch.tensor([1.0, 3.0]), torch.tensor([5.0, 3.0])
+    MovingAverage(8, float("inf")).update([average], [weight], 8, 8)  # one half-life
+    torch.testing.assert_close(average, torch.tensor([3.0, 3.0]))
+    MovingAverage(8, 0.5).update([average], [weight], 4, 8)  # ramped up to a half-life of 4
+    torch.testing.assert_close(average, torch.tensor([4.0, 3.0]))
+
+
+def test_averages_that_cannot_be():
+    with pytest.raises(ValueError, match="ema_halflife_images is 0; it must be above 0"):
+        MovingAverage(0, 1)
+    with pytest.raises(ValueError, match="ema_rampup_ratio is -1; it must be above 0, infinity for no ramp-up"):
+        MovingAverage(1, -1)

@@ -190,7 +190,7 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", [*SIZES, *(f"{name}_clip_score" for name in SIZES)])
 def test_shipped_configs_fit_stable_diffusion(name):
     pipeline = StableDiffusion15()
     assert sum(weight.numel() for weight in pipeline.unet.parameters()) == 859_520_964
@@ -203,7 +203,7 @@ def test_shipped_configs_fit_stable_diffusion(name):
     method.prepare(pipeline)
     weights = method.trainable_parameters()
     assert all(weight.is_meta for weight in weights)
-    assert sum(weight.numel() for weight in weights) == SIZES[name]
+    assert sum(weight.numel() for weight in weights) == SIZES[name.removesuffix("_clip_score")]
 
 
 @pytest.mark.parametrize(
@@ -214,6 +214,8 @@ def test_shipped_configs_fit_stable_diffusion(name):
         ("dreambooth_lora", 5e-4 * 2, 1000 * 2, "dreambooth_lora"),
         ("custom_diffusion", 1e-5 * 2 * 2, 500 * 2, "custom_diffusion"),
         ("textual_inversion_clip_score", 5e-3 * 2, 6100 * 2, None),
+        ("dreambooth_lora_clip_score", 5e-4 * 2, 1000 * 2, None),
+        ("custom_diffusion_clip_score", 1e-5 * 2 * 2, 500 * 2, None),
     ],
 )
 def test_shipped_configs_have_the_papers_numbers(name, rate, images, preset):
@@ -221,4 +223,8 @@ def test_shipped_configs_have_the_papers_numbers(name, rate, images, preset):
     optimizer = config["model"]["init_args"]["optimizer"]["init_args"]
     assert (optimizer["lr"], optimizer["weight_decay"]) == (pytest.approx(rate), 1e-2)
     assert (config["data"]["init_args"]["batch_size"], config["budget"]["images"]) == (2, images)
-    assert config["early_stopping"]["init_args"].get("preset") == preset
+    rule = config["early_stopping"]["init_args"]
+    assert rule.get("preset") == preset
+    if preset is None:
+        expected = (0.04, 3) if "dreambooth" in name else (0.02, 6)
+        assert (rule["tolerance"], rule["patience"], rule["every_n_batches"]) == (*expected, 50)

@@ -1,6 +1,7 @@
 """A diffusion model of our own as the teacher: from its training to pairs."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -33,7 +34,24 @@ def test_an_edit_depends_on_its_photo_class_and_seed_alone(run):
     assert teacher.edit(photos[:0], "flower", []).shape == (0, 3, 32, 32)
 
 
-def test_what_changes_a_pixel_is_in_its_settings(run, tmp_path):
+def test_concepts_can_be_file_names(run, tmp_path):
+    shutil.copytree(run / "pipeline", tmp_path / "pipeline")
+    index = tmp_path / "pipeline" / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "classes": ["golden retriever", "b&w", "c"]}))
+    teacher = ClassDiffusionTeacher(tmp_path / "pipeline", steps=2)
+    assert teacher.concepts == {"golden_retriever": "golden retriever", "b_w": "b&w", "c": "c"}
+    assert teacher.edit(torch.zeros(1, 3, 32, 32), "golden retriever", [0]).shape == (1, 3, 32, 32)
+
+
+def test_a_model_without_classes_is_refused(run, tmp_path):
+    shutil.copytree(run / "pipeline", tmp_path / "pipeline")
+    config = tmp_path / "pipeline" / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_class_embeds": None}))
+    with pytest.raises(ValueError, match=r"trained without classes and would make the same edit for each"):
+        ClassDiffusionTeacher(tmp_path / "pipeline")
+
+
+def test_what_changes_a_pixel_is_in_its_settings(run):
     settings = ClassDiffusionTeacher(run / "pipeline", strength=0.5, steps=10).settings
     assert (settings["strength"], settings["steps"], settings["pipeline"]) == (0.5, 10, "ClassPipeline")
     teacher = ClassDiffusionTeacher(run / "pipeline")
