@@ -181,6 +181,12 @@ class LossTrackingEarlyStopping(Callback):
             raise ValueError("the tracked batch holds numbers that are not finite; mend the training data")
         if self._ratio() < self.threshold:  # a run that was stopped and is resumed
             trainer.should_stop = True
+        images: Any = getattr(pl_module, "images_seen", 0)
+        if images and not self.batches:
+            rank_zero_warn(
+                f"this run has seen {images} images without loss tracking; its history begins here, "
+                "after the first fall that the threshold was chosen for"
+            )
         planned = _planned_batches(trainer)
         if planned is not None and self.threshold and planned <= self.window * self.every_n_batches:
             rank_zero_warn(
@@ -232,6 +238,8 @@ class LossTrackingEarlyStopping(Callback):
         seen = f"batch {self.batches}{f' ({images} images)' if images is not None else ''}"
         verdict = f"the variance of the last {self.window} values is {self._ratio():.3g} of that of all, "
         verdict += f"{'below' if stopped else 'not below'} {self.threshold:g}"
+        if len(self.history) <= self.window:
+            verdict = f"it needs more than {self.window} values, and there were {len(self.history)}"
         cost = f"it took {self._tracking_seconds / seconds if seconds else 0:.1%} of the run's time"
         say(f"loss tracking: {'stopped' if stopped else 'did not stop'} at {seen}: {verdict}; {cost}")
         curve = {

@@ -101,7 +101,9 @@ class DiffusionAdaptation(DiffusionModule):
                 "pipeline whose autoencoder the transformer was trained with"
             )
         if height != width or height % config.patch_size:
-            raise ValueError(f"latents of {height}x{width} are no square that {config.patch_size} divides")
+            raise ValueError(
+                f"latents of {height}x{width} are no square that {config.patch_size} divides; change data.size"
+            )
         if height < config.sample_size:
             raise ValueError(
                 f"latents of {height}x{width} are smaller than the {config.sample_size}x{config.sample_size} that the "

@@ -249,13 +249,14 @@ class PairSetWriter:
         # Through JSON and back, so that a tuple given equals the list read.
         wanted: dict[str, Any] = json.loads(_canonical({**settings, "format": FORMAT}))
         path = self.root / MANIFEST_FILE_NAME
-        if path.exists():
+        # a run that was refused leaves a set without pairs, which is no other set
+        if path.exists() and read_pairs(self.root, include_dropped=True):
             found = read_manifest(self.root)
             _check_same_settings(self.root, found, wanted)
             wanted["concepts"] = found["concepts"] | wanted["concepts"]
             # The set keeps the versions that it began with, or its name would change at every upgrade.
             wanted["versions"] = found["versions"]
-        elif any(self.root.glob("[!.]*")):
+        elif not path.exists() and any(self.root.glob("[!.]*")):
             raise ValueError(f"{self.root} holds other files and no {MANIFEST_FILE_NAME}; choose a new or empty folder")
         wanted["hash"] = hashlib.sha256(_canonical(wanted)).hexdigest()
         content = json.dumps(wanted, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"

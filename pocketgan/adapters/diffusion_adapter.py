@@ -191,7 +191,7 @@ def _subclasses(kind: type[Any]) -> list[type[Any]]:
     return [found for below in kind.__subclasses__() for found in (below, *_subclasses(below))]
 
 
-def load_diffusion_adapter(transformer: nn.Module, folder: Path) -> list[str]:
+def load_diffusion_adapter(transformer: nn.Module, folder: Path | str) -> list[str]:
     """Put a stored adapter on its base.
 
     Args:
@@ -205,7 +205,7 @@ def load_diffusion_adapter(transformer: nn.Module, folder: Path) -> list[str]:
         FileNotFoundError: There is no adapter.
         ValueError: It belongs to another base, or is no such file.
     """
-    file = folder / ADAPTER_FILE
+    file = Path(folder) / ADAPTER_FILE
     if not file.is_file():
         raise FileNotFoundError(f"{folder} holds no {ADAPTER_FILE}; give RUN/adapter of a DiffusionAdaptation")
     with safe_open(file, "pt") as opened:

@@ -7,6 +7,7 @@ from typing import Any
 from diffusers import StableDiffusionPipeline
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
+from safetensors.torch import load_file
 
 from pocketgan.personalization.custom_diffusion import WEIGHTS_FILE, load_custom_diffusion
 from pocketgan.personalization.placeholder_token import TOKEN_FILE
@@ -59,16 +60,20 @@ def load_pipeline(name: str) -> StableDiffusionPipeline:
     return StableDiffusionPipeline.from_pretrained(name, safety_checker=None, requires_safety_checker=False)
 
 
-def load_personalization(pipeline: Any, folder: Path) -> None:
+def load_personalization(pipeline: Any, folder: Path | str) -> str | None:
     """Put what a ``Personalization`` run stored on a pipeline of the kind that it was trained on.
 
     Args:
         pipeline: Any pipeline with Stable Diffusion's text encoder and U-Net; changed in place.
         folder: ``RUN/personalization``.
 
+    Returns:
+        The token to write into prompts; None if the method has none.
+
     Raises:
         FileNotFoundError: The folder holds no personalization.
     """
+    folder = Path(folder)
     names = (TOKEN_FILE, LORA_FILE, WEIGHTS_FILE)
     files = [name for name in names if (folder / name).is_file()]
     if not files:
@@ -82,3 +87,4 @@ def load_personalization(pipeline: Any, folder: Path) -> None:
         pipeline.load_lora_weights(str(folder))
     if WEIGHTS_FILE in files:
         load_custom_diffusion(pipeline, folder)
+    return next(iter(load_file(folder / TOKEN_FILE))) if TOKEN_FILE in files else None

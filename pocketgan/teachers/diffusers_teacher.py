@@ -27,7 +27,8 @@ class DiffusersTeacher(PipelineTeacher):
 
     Raises:
         FileNotFoundError: Pipeline or personalization cannot be found.
-        ValueError: A number is out of range, or there is no prompt.
+        ValueError: A number is out of range, the pipeline is of a kind that edits no photos, there is no prompt, or
+            none holds the personalization's token.
     """
 
     def __init__(
@@ -46,12 +47,25 @@ class DiffusersTeacher(PipelineTeacher):
             )
         from diffusers import AutoPipelineForImage2Image
 
-        pipeline_class_of(pipeline)
-        opened = AutoPipelineForImage2Image.from_pretrained(
-            pipeline, safety_checker=None, requires_safety_checker=False
-        )
+        found = pipeline_class_of(pipeline)
+        try:
+            opened = AutoPipelineForImage2Image.from_pretrained(
+                pipeline, safety_checker=None, requires_safety_checker=False
+            )
+        except ValueError as error:
+            if "can't find a pipeline linked to" not in str(error):
+                raise
+            raise ValueError(
+                f"{pipeline} holds a {found}, of which diffusers has no image-to-image form; give one such as "
+                "StableDiffusionPipeline or StableDiffusionXLPipeline"
+            ) from error
         if personalization is not None:
-            load_personalization(opened, personalization)
+            token = load_personalization(opened, personalization)
+            if token is not None and not any(token in prompt for prompt in prompts.values()):
+                raise ValueError(
+                    f"{personalization} taught the token {token}, which none of the prompts holds "
+                    f"({', '.join(prompts.values())}); write it into them"
+                )
         super().__init__(opened, strength, steps)
         self._prompts, self._guidance = dict(prompts), guidance
 

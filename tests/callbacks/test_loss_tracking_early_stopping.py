@@ -338,6 +338,15 @@ def test_the_group_is_changed_and_switched_off_by_itself(trained, tmp_path):
     main(["test", f"-c={tmp_path / 'on' / 'config.yaml'}"])  # warnings are errors: the checkpoint has its state
 
 
+def test_a_run_that_began_without_tracking_says_so(pair_set, tmp_path, capsys):
+    run = fit_base(pair_set, tmp_path / "run", "--budget.images=8")
+    with pytest.warns(UserWarning, match="has seen 8 images without loss tracking; its history begins here"):
+        fit_base(pair_set, run, "--budget.images=16", "--ckpt_path=last", tracking(window=9, threshold=0))
+    assert (
+        "did not stop at batch 2 (16 images): it needs more than 9 values, and there were 2;" in capsys.readouterr().out
+    )
+
+
 def test_the_group_takes_what_may_end_a_run(pair_set, tmp_path, capsys):
     with pytest.raises(SystemExit):
         fit_base(pair_set, tmp_path / "run", "--early_stopping=RichProgressBar")

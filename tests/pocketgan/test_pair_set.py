@@ -146,6 +146,16 @@ def test_other_settings_are_refused_by_name(tmp_path):
     make(tmp_path).close()
 
 
+def test_a_set_without_pairs_holds_no_one_to_its_settings(tmp_path):
+    """A run that was refused before its first pair leaves one."""
+    make(tmp_path, ids=()).close()
+    make(tmp_path, ("z",), seed=1).close()
+    manifest = read_manifest(tmp_path)
+    assert (manifest["seed"], list(manifest["concepts"])) == (1, ["z"])
+    with pytest.raises(ValueError, match="seed: the set has 1, this run 0"):
+        make(tmp_path, ("z",))
+
+
 def test_other_versions_are_only_warned_of(tmp_path):
     make(tmp_path).close()
     before = content(tmp_path)

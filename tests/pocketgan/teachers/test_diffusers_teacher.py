@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from tiny import CONFIGS
+from tiny_dit import make_pipeline as make_dit_pipeline
 from tiny_pipeline import make_photos, make_pipeline, open_pipeline, shaken
 
 from pocketgan.cli import main
@@ -102,7 +103,7 @@ def test_predict_writes_a_pair_set(folder, personalization, tmp_path):
     assert (row["concept"], row["prompt"]) == ("ring", "a photo of a <ring>")
 
 
-def test_bad_input_is_refused(folder, tmp_path, photos, monkeypatch):
+def test_bad_input_is_refused(folder, personalization, tmp_path, photos, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read when the package was imported
     with pytest.raises(ValueError, match="strength is 0"):
         DiffusersTeacher(str(folder), PROMPTS, strength=0)
@@ -112,6 +113,10 @@ def test_bad_input_is_refused(folder, tmp_path, photos, monkeypatch):
         DiffusersTeacher(str(folder), {})
     with pytest.raises(FileNotFoundError, match=r"is no local folder with a model_index\.json"):
         DiffusersTeacher("someone/something", PROMPTS)
+    with pytest.raises(ValueError, match=r"holds a DiTPipeline, of which diffusers has no image-to-image form"):
+        DiffusersTeacher(str(make_dit_pipeline(tmp_path / "dit")), PROMPTS)
+    with pytest.raises(ValueError, match=r"taught the token <ring>, which none of the prompts holds \(a photo\)"):
+        DiffusersTeacher(str(folder), {"ring": "a photo"}, personalization)
     with pytest.raises(FileNotFoundError, match="holds none of learned_embeds"):
         DiffusersTeacher(str(folder), PROMPTS, tmp_path)
     with pytest.raises(ValueError, match="photos are 30×48, the pipeline's step is 4"):
