@@ -101,6 +101,12 @@ class ClipScoreEarlyStopping(Callback):
                     f"{self.failures} scores in a row were not above {self.best:.4f} by more than {self.tolerance:g}"
                 )
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Say that the run could not be stopped."""
+        if trainer.is_global_zero and self.failures <= self.patience:
+            best = "there was no score" if self.best is None else f"the best score was {self.best:.4f}"
+            say(f"{self.embedding.score_name}: did not stop in {self.batches} batches; {best}")
+
     def _score(self, trainer: Trainer, module: Personalization) -> float:
         data = trainer.datamodule  # type: ignore[attr-defined]
         prompts = [data.prompts[number % len(data.prompts)] for number in range(self.samples)]

@@ -138,6 +138,11 @@ class ConceptImages(ImageClockData):
         self._files = find_images(self.root)
         self.photos = self._read(self._files)
         if self.class_root is not None and self.class_prompt is not None:
+            if not self.class_root.is_dir():
+                raise FileNotFoundError(
+                    f"{self.class_root} is no folder; give one with pictures of the class as data.class_root, or leave "
+                    "it out with the method's prior_weight at 0"
+                )
             self._class_files = find_images(self.class_root)
             captions = [file.with_suffix(".txt") for file in self._class_files]
             self.class_prompts = [

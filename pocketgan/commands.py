@@ -341,3 +341,30 @@ def adapt(
 
     devices = devices or max(torch.cuda.device_count(), 1)
     run_campaign(main, base, pairs, concepts, out, config, ranks, devices, fit_options)
+
+
+def pairs_import(
+    source: Path,
+    *,
+    out: Path,
+    concept: str | None = None,
+    prompts: dict[str, str] | None = None,
+    size: int = 256,
+    image_format: Literal["png", "jpeg"] = "png",
+) -> None:
+    """Make a pair set of pairs of your own: photos/NAME with edits/NAME or edits/CONCEPT/NAME.
+
+    Args:
+        source: Folder with photos and edits.
+        out: Root of the pair set; an import that was broken off goes on.
+        concept: Name of the edits, where they lie in edits itself.
+        prompts: Text of each concept, for example '{oil: an oil painting}'; its name where there is none.
+        size: Side in pixels that is stored, of the largest centred square.
+        image_format: Of the stored files.
+    """
+    from pocketgan.pair_import import import_pairs
+
+    count, left_out = import_pairs(source, out, concept, prompts, size, image_format)
+    for reason in left_out.values():
+        print(f"left out: {reason}")
+    print(f"{out} holds {count} pairs, {len(left_out)} were left out; train on it with --data.root {out}")

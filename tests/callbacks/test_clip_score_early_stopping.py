@@ -74,6 +74,9 @@ def test_it_stops_a_run_and_leaves_the_training_alone(files, tmp_path, capsys):
     assert_same(state(run), state(short))
     personalize("textual_inversion", pipeline, photos, run, stopping, "--budget.images=40", "--ckpt_path=last")
     assert weights(run)["images_seen"] == 12
+    assert "clip_image_score: did not stop" not in capsys.readouterr().out
+    personalize("textual_inversion", pipeline, photos, tmp_path / "early", stopping, "--budget.images=2")
+    assert "clip_image_score: did not stop in 1 batches; there was no score" in capsys.readouterr().out
 
 
 def test_the_score_compares_samples_with_photos(files):

@@ -149,6 +149,10 @@ def test_prompts(photos):
 def test_bad_input_is_refused(photos, tmp_path):
     with pytest.raises(ValueError, match=r"template 'a photo' has no \{\}"):
         ConceptImages(photos, "x", templates=["a photo"])
+    with pytest.raises(
+        FileNotFoundError, match=r"nothing is no folder; give one with pictures of the class as data\.class_root"
+    ):
+        ready(photos, class_root=photos / "nothing", class_prompt="a photo")
     with pytest.raises(ValueError, match="class_root is given without class_prompt"):
         ConceptImages(photos, "x", class_root=photos)
     with pytest.raises(ValueError, match="size is 0"):
