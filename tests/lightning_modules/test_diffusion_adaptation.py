@@ -327,6 +327,7 @@ def test_shipped_model_loads_on_the_meta_device(config):
     assert group["lr"] == (1e-4 if config.stem == "full_dit_xl" else 1e-3)
     # 0.9999 a step of 256 images; 24,000 steps, or 25 epochs of ImageNet
     assert 0.5 ** (256 / model.moving_average.halflife_images) == pytest.approx(0.9999, abs=1e-8)
+    assert words["data"]["init_args"]["batch_size"] == 256
     images = 24_000 * words["data"]["init_args"]["batch_size"] if model.new_classes else 25 * 1_281_167
     assert words["budget"]["images"] == images
 
