@@ -236,9 +236,10 @@ class LossTrackingEarlyStopping(Callback):
         seconds, stopped = self._run_seconds(), self._ratio() < self.threshold
         images = getattr(pl_module, "images_seen", None)
         seen = f"batch {self.batches}{f' ({images} images)' if images is not None else ''}"
-        verdict = f"the variance of the last {self.window} values is {self._ratio():.3g} of that of all, "
-        verdict += f"{'below' if stopped else 'not below'} {self.threshold:g}"
-        if len(self.history) <= self.window:
+        if len(self.history) > self.window:
+            verdict = f"the variance of the last {self.window} values is {self._ratio():.3g} of that of all, "
+            verdict += f"{'below' if stopped else 'not below'} {self.threshold:g}"
+        else:
             verdict = f"it needs more than {self.window} values, and there were {len(self.history)}"
         cost = f"it took {self._tracking_seconds / seconds if seconds else 0:.1%} of the run's time"
         say(f"loss tracking: {'stopped' if stopped else 'did not stop'} at {seen}: {verdict}; {cost}")

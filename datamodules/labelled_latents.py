@@ -17,7 +17,7 @@ from datamodules.array_files import allocate, built_once, mapped
 from datamodules.image_clock_data import ImageClockData
 from datamodules.pair_files import Split
 from pocketgan.digest import weights_digest
-from pocketgan.dit_pipeline import load_autoencoder
+from pocketgan.dit_pipeline import downscaling, load_autoencoder, scaled_latents
 from pocketgan.images import IMAGE_SUFFIXES, UnreadableImageError, centred_square, load_photo, to_tensor
 
 _ENCODED_AT_ONCE = 16
@@ -114,7 +114,7 @@ class LabelledLatents(ImageClockData):
         images = self._find()
         autoencoder = load_autoencoder(self.vae) if self.vae else None
         if autoencoder is not None:
-            factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
+            factor = downscaling(autoencoder)
             if self.size % factor:
                 below = self.size // factor * factor
                 raise ValueError(
@@ -179,9 +179,9 @@ class LabelledLatents(ImageClockData):
             for number, view in enumerate(views):
                 found = {"mean": view}
                 if autoencoder is not None:
-                    latent, config = autoencoder.to(device).encode(view.to(device)).latent_dist, autoencoder.config
-                    found["mean"] = (latent.mean - (config.shift_factor or 0)).cpu() * config.scaling_factor
-                    found["deviation"] = latent.std.cpu() * config.scaling_factor
+                    latent = autoencoder.to(device).encode(view.to(device)).latent_dist
+                    found["mean"] = scaled_latents(latent.mean, autoencoder).cpu()
+                    found["deviation"] = latent.std.cpu() * autoencoder.config.scaling_factor
                 for name, values in found.items():
                     if name not in arrays:
                         shape = (len(paths), len(views), *values.shape[1:])

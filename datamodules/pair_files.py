@@ -1,7 +1,6 @@
 """The pairs of a source, before any picture is read: where their pictures are and on which side of the split."""
 
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +10,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from pocketgan.images import IMAGE_SUFFIXES
-from pocketgan.pair_set import Pair, read_pairs
+from pocketgan.pair_set import Pair, as_name, read_pairs
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -76,7 +75,7 @@ def pairs_of_aligned_folder(root: Path) -> list[PairFile]:
     Raises:
         ValueError: There is no train, or one of val and test without the other.
     """
-    concept = re.sub(r"[^A-Za-z0-9_-]+", "_", root.name)
+    concept = as_name(root.name)
     pairs = [
         PairFile(concept, root.name, file, file, f"{split}/{file.name}", split)
         for split in SPLITS

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import random
-import re
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from typing_extensions import override
 
 from pocketgan.images import UnreadableImageError, centred_square, find_images, load_photo, to_tensor
+from pocketgan.pair_set import as_name
 
 # Photographs of everyday things; the packages' star field, retina and tissue slice are left out: an edit learned on
 # photographs does not carry over to them.
@@ -179,7 +179,7 @@ class SourcePhotos(LightningDataModule):
         )
 
     def _crops_of(self, name: str, path: Path) -> list[_Crop]:
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem)[:40]
+        stem = as_name(path.stem)[:40]
         # The hash keeps apart files of one name in different folders, and names that differ in odd characters
         # only.
         photo_id = f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"

@@ -8,7 +8,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DMod
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from pocketgan.dit_pipeline import downscaling, scaled_latents
 from pocketgan.patch_diffusion import with_coordinates
+from pocketgan.sdedit import steps_done
 
 
 class ClassPipeline(DiffusionPipeline):
@@ -41,8 +43,8 @@ class ClassPipeline(DiffusionPipeline):
     @property
     def image_size(self) -> int:
         """Side in pixels of the pictures that it learned."""
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1) if self.vae is not None else 1
-        return int(self.unet.config.sample_size * factor)
+        side: int = self.unet.config.sample_size
+        return side if self.vae is None else side * downscaling(self.vae)
 
     @torch.no_grad()
     def __call__(
@@ -90,12 +92,7 @@ class ClassPipeline(DiffusionPipeline):
                     f"images are {height}×{width} px, this pipeline learned {self.image_size}×{self.image_size}; "
                     "scale them to that"
                 )
-            timesteps = timesteps[num_inference_steps - int(num_inference_steps * strength) :]
-            if not 0 < strength <= 1 or not len(timesteps):
-                raise ValueError(
-                    f"strength is {strength} of {num_inference_steps} steps; give a strength above 0 to 1 and enough "
-                    "steps for one"
-                )
+            timesteps = timesteps[-steps_done(strength, num_inference_steps) :]
             sample = self.scheduler.add_noise(self._encoded(image.to(noise)), noise, timesteps[:1])
         labels = torch.tensor(class_labels, device=sample.device)
         conditional = {"class_labels": labels} if self.unet.config.num_class_embeds is not None else {}
@@ -110,8 +107,7 @@ class ClassPipeline(DiffusionPipeline):
     def _encoded(self, image: Tensor) -> Tensor:
         if self.vae is None:
             return image
-        mean: Tensor = self.vae.encode(image).latent_dist.mean
-        return (mean - (self.vae.config.shift_factor or 0)) * self.vae.config.scaling_factor
+        return scaled_latents(self.vae.encode(image).latent_dist.mean, self.vae)
 
     def _decoded(self, sample: Tensor) -> Tensor:
         if self.vae is None:

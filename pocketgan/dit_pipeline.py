@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL, DDPMScheduler, DiTTransformer2DModel
+from torch import Tensor
 
 _PARTS = {
     "transformer": (DiTTransformer2DModel, "config.json"),
@@ -35,6 +36,17 @@ def load_autoencoder(name: str) -> AutoencoderKL:
         FileNotFoundError: It cannot be reached or is no such thing.
     """
     return _load("vae", name).eval().requires_grad_(False)
+
+
+def downscaling(autoencoder: AutoencoderKL) -> int:
+    """Pixels of a picture's side for each cell of its latent."""
+    return 2 ** (len(autoencoder.config.block_out_channels) - 1)
+
+
+def scaled_latents(latents: Tensor, autoencoder: AutoencoderKL) -> Tensor:
+    """An autoencoder's latents as its diffusion model expects them."""
+    scaled: Tensor = (latents - (autoencoder.config.shift_factor or 0)) * autoencoder.config.scaling_factor
+    return scaled
 
 
 def load_scheduler(name: str) -> DDPMScheduler:

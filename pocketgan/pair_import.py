@@ -2,15 +2,15 @@
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from rich.progress import track
 
+from pocketgan.files import sha256_of
 from pocketgan.images import IMAGE_SUFFIXES, UnreadableImageError, centred_square, load_photo, to_tensor
-from pocketgan.pair_set import EditedPhoto, PairSetWriter
+from pocketgan.pair_set import EditedPhoto, PairSetWriter, as_name
 
 PHOTOS, EDITS = "photos", "edits"
 
@@ -47,9 +47,8 @@ def find_pairs(source: Path, concept: str | None) -> list[FoundPair]:
         ValueError: An edit has no photo, two files have one name, or a name is missing or given in vain.
     """
     photos = _by_name(source / PHOTOS)
-    edits = {EDITS: _by_name(source / EDITS, may_be_empty=True)}
-    edits |= {folder.name: _by_name(folder) for folder in sorted((source / EDITS).iterdir()) if _is_concept(folder)}
-    flat = edits.pop(EDITS)
+    flat = _by_name(source / EDITS, may_be_empty=True)
+    edits = {folder.name: _by_name(folder) for folder in sorted((source / EDITS).iterdir()) if _is_concept(folder)}
     if flat and edits:
         raise ValueError(
             f"{source / EDITS} holds pictures and folders ({', '.join(edits)}); put the pictures into a folder named "
@@ -69,7 +68,7 @@ def find_pairs(source: Path, concept: str | None) -> list[FoundPair]:
             "remove them"
         )
     return [
-        FoundPair(re.sub(r"[^A-Za-z0-9_-]+", "_", name), named, photos[name], edit)
+        FoundPair(as_name(name), named, photos[name], edit)
         for named, found in edits.items()
         for name, edit in found.items()
     ]
@@ -114,10 +113,7 @@ def import_pairs(
         if photo_of.setdefault(pair.id, pair.photo) != pair.photo:
             raise ValueError(f"{photo_of[pair.id]} and {pair.photo} would both be called {pair.id}; rename one")
     prompt_of = {name: (prompts or {}).get(name, name) for name in names}
-    files = [
-        (file.relative_to(source).as_posix(), hashlib.sha256(file.read_bytes()).hexdigest())
-        for file in sorted(photo_of.values())
-    ]
+    files = [(file.relative_to(source).as_posix(), sha256_of(file)) for file in sorted(photo_of.values())]
     settings = {
         "teacher": {"name": "import"},
         "photos": {"sha256": hashlib.sha256(json.dumps(files).encode()).hexdigest()},

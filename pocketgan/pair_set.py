@@ -378,6 +378,11 @@ class PairSetWriter:
                 self._lock = None
 
 
+def as_name(text: str) -> str:
+    """Make a text fit to name a concept or a photo of a set: what cannot be part of a file's name becomes _."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", text)
+
+
 def _check_name(name: str, kind: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ValueError(f"{kind} {name!r} cannot name a file; use letters A-Z, digits, _ and - only")

@@ -1,6 +1,5 @@
 """A class-conditional diffusion model of our own as the teacher."""
 
-import re
 from pathlib import Path
 
 import torch
@@ -8,6 +7,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from pocketgan.class_pipeline import load_class_pipeline
+from pocketgan.pair_set import as_name
+from pocketgan.sdedit import steps_done
 from pocketgan.teachers.pipeline_teacher import PipelineTeacher
 
 
@@ -26,7 +27,7 @@ class ClassDiffusionTeacher(PipelineTeacher):
     """
 
     def __init__(self, pipeline: Path, strength: float = 0.6, steps: int = 50) -> None:
-        self.check_schedule(strength, steps)
+        steps_done(strength, steps)  # refuses before anything is loaded
         opened = load_class_pipeline(pipeline)
         if opened.unet.config.num_class_embeds is None:
             raise ValueError(
@@ -39,7 +40,7 @@ class ClassDiffusionTeacher(PipelineTeacher):
     @override
     def concepts(self) -> dict[str, str]:
         """The classes, each its own prompt; what cannot be part of a file's name becomes _."""
-        return {re.sub(r"[^A-Za-z0-9_-]+", "_", name): name for name in self._pipeline.config.classes}
+        return {as_name(name): name for name in self._pipeline.config.classes}
 
     @override
     def _edit_one(self, photo: Tensor, prompt: str, generator: torch.Generator) -> Tensor:

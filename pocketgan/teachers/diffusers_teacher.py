@@ -8,6 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from pocketgan.personalization import load_personalization, pipeline_class_of
+from pocketgan.sdedit import steps_done
 from pocketgan.teachers.pipeline_teacher import PipelineTeacher
 
 
@@ -40,7 +41,7 @@ class DiffusersTeacher(PipelineTeacher):
         steps: int = 50,
         guidance: float = 7.5,
     ) -> None:
-        self.check_schedule(strength, steps)
+        steps_done(strength, steps)  # refuses before anything is loaded
         if not prompts:
             raise ValueError(
                 "prompts is empty; give concepts as a mapping of name to prompt, for example oil: an oil painting"

@@ -35,18 +35,6 @@ class PipelineTeacher(Teacher):
         self.networks = nn.ModuleDict(parts).eval().requires_grad_(False)
         self._strength, self._steps = strength, steps
 
-    @staticmethod
-    def check_schedule(strength: float, steps: int) -> None:
-        """Refuse, before anything is loaded, a schedule without a step.
-
-        Raises:
-            ValueError: ``strength`` is out of range or leaves no step.
-        """
-        if not 0 < strength <= 1 or int(steps * strength) < 1:
-            raise ValueError(
-                f"strength is {strength} of {steps} steps; give a strength above 0 to 1 and enough steps for one"
-            )
-
     @cached_property
     def _weights_sha256(self) -> str:
         return weights_digest(self.networks)

@@ -1,7 +1,6 @@
 """The embedded teacher: style transfer networks from PyPI, no download, no account."""
 
 import importlib.util
-import re
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing_extensions import override
 
 from pocketgan.files import sha256_of
 from pocketgan.images import centred_square, load_photo
+from pocketgan.pair_set import as_name
 from pocketgan.teachers.teacher import Teacher
 
 STYLE_PROMPTS = (
@@ -124,7 +124,7 @@ class StyleTransferTeacher(Teacher):
                 f"{len(STYLE_PROMPTS) - 1}"
             )
         painting = load_photo(path, minimum_side=64).image
-        name = re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem).strip("_") or "painting"
+        name = as_name(path.stem).strip("_") or "painting"
         settings = {"painting": name, "painting_sha256": sha256_of(path), "size": _PAINTED_PHOTO_SIZE}
         prompt = f"a painting in the style of {name.replace('_', ' ')}"
         self._add(name, prompt, self._style_vector(painting), settings)
