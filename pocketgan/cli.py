@@ -212,7 +212,7 @@ def main(args: list[str] | None = None) -> None:
     if command in LIGHTNING_COMMANDS:
         try:
             run_lightning(args)
-        except (ValueError, TypeError, OSError, ImportError) as error:
+        except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
             if args is None and _is_refusal(error):
                 raise SystemExit(f"pocketgan {command}: {error}") from error
             raise
