@@ -2,9 +2,11 @@
 
 import json
 
+import diffusers
 import pytest
 import tiny_editors
 import torch
+import yaml
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -17,6 +19,7 @@ from pocketgan.caches import DeepCache, FirstBlockCache
 from pocketgan.cli import main
 from pocketgan.personalization import CustomDiffusion, DreamBoothLoRA, TextualInversion
 from pocketgan.teachers import DiffusersTeacher
+from pocketgan.teachers.editing_pipeline import check_arguments, editor_class
 
 PROMPTS = {"oil": "an oil painting"}
 RING = {"ring": "a photo of a <ring>"}
@@ -305,6 +308,17 @@ def test_predict_writes_a_pair_set(folder, personalization, tmp_path):
     assert sorted(lines[0]) == sorted(lines[1])
     row = json.loads(lines[0][0])
     assert (row["concept"], row["prompt"]) == ("ring", "a photo of a <ring>")
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS / "synthesize").glob("*.yaml")), ids=lambda file: file.stem)
+def test_shipped_arguments_fit_their_pipelines(file):
+    teacher = yaml.safe_load(file.read_text())["model"]["init_args"]["teacher"]
+    if teacher["class_path"] != "DiffusersTeacher":
+        return
+    given = teacher["init_args"]
+    check_arguments(editor_class(given["pipeline_class"]), given["arguments"])
+    assert issubclass(getattr(diffusers, given.get("scheduler") or "DDIMScheduler"), diffusers.SchedulerMixin)
+    assert given["prompts"]
 
 
 class TestRefusals:
