@@ -136,12 +136,7 @@ class DiffusersTeacher(PipelineTeacher):
         self._attention_slicing, self._vae_tiling, self._compile = attention_slicing, vae_tiling, compile
         self._cache = cache
         self._is_ready = False
-        if attention_slicing:
-            opened.enable_attention_slicing()
-        if vae_slicing:
-            opened.vae.enable_slicing()
-        if vae_tiling:
-            opened.vae.enable_tiling()
+        _save_memory(opened, attention_slicing, vae_slicing, vae_tiling)
         if cache is not None:
             cache.enable(opened, arguments)
         if offload is not None:
@@ -285,6 +280,18 @@ def _scheduler_class(name: str) -> type[diffusers.SchedulerMixin]:
             "DPMSolverMultistepScheduler"
         )
     return found
+
+
+def _save_memory(pipeline: Any, attention_slicing: bool, vae_slicing: bool, vae_tiling: bool) -> None:
+    if attention_slicing:
+        if not hasattr(pipeline, "unet"):
+            raise ValueError(f"attention_slicing is for U-Nets, {type(pipeline).__name__} has none; leave it out")
+        pipeline.enable_attention_slicing()
+    for wanted, method in ((vae_slicing, "enable_slicing"), (vae_tiling, "enable_tiling")):
+        if wanted:
+            if not hasattr(pipeline.vae, method):
+                raise ValueError(f"{type(pipeline.vae).__name__} cannot {method}; leave vae_{method[7:]} out")
+            getattr(pipeline.vae, method)()
 
 
 def _load_loras(pipeline: Any, loras: dict[str, float]) -> None:

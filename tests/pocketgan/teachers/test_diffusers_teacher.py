@@ -366,13 +366,15 @@ class TestRefusals:
         with pytest.raises(ValueError, match="DeepCache does something else at each step"):
             DiffusersTeacher("any/thing", PROMPTS, cache=DeepCache(), compile=True)
 
-    def test_of_what_does_not_go_with_the_pipeline(self, folder, personalization, tmp_path):
+    def test_of_what_does_not_go_with_the_pipeline(self, editors, folder, personalization, tmp_path):
         with pytest.raises(ValueError, match="takes no image_guidance_scale"):
             DiffusersTeacher(str(folder), PROMPTS, {"image_guidance_scale": 1.5})
         with pytest.raises(ValueError, match="has no scheduler 'Euler'"):
             DiffusersTeacher(str(folder), PROMPTS, scheduler="Euler")
         with pytest.raises(ValueError, match="has a U-Net; take DeepCache"):
             DiffusersTeacher(str(folder), PROMPTS, cache=FirstBlockCache())
+        with pytest.raises(ValueError, match="attention_slicing is for U-Nets, FluxKontextPipeline has none"):
+            DiffusersTeacher(editors("flux_kontext"), PROMPTS, attention_slicing=True)
         with pytest.raises(ValueError, match=r"taught the token <ring>, which none of the prompts holds \(a photo\)"):
             DiffusersTeacher(str(folder), {"ring": "a photo"}, personalization=personalization)
         with pytest.raises(FileNotFoundError, match="holds none of learned_embeds"):
