@@ -18,6 +18,7 @@ from pocketgan.networks import Discriminator, Generator
 from pocketgan.schedule import LinearDecay, MovingAverage
 from pocketgan.text import TextEncoder
 
+
 class PairedGAN(LightningModule):
     """A conditional GAN on (photo, edit) pairs: adversarial loss plus a reconstruction term, pix2pix's form.
 

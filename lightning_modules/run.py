@@ -102,9 +102,7 @@ def load_run(run: Path, checkpoint: str = "last.ckpt") -> "PairedGAN":
         arguments["base"] = str(run.parent / Path(arguments["base"]).name)  # moved together with this run
     state = torch.load(weights_file, map_location="cpu", weights_only=True)
     if "text_encoder" in arguments:
-        arguments["text_encoder"] = (
-            without_text_encoder(arguments["text_encoder"], state) or arguments["text_encoder"]
-        )
+        arguments["text_encoder"] = without_text_encoder(arguments["text_encoder"], state) or arguments["text_encoder"]
     if "allocated_ranks" in state:
         arguments["ranks"] = state["allocated_ranks"]  # a rank file may be gone
     parser = LightningArgumentParser(exit_on_error=False)
