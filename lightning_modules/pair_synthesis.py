@@ -22,8 +22,8 @@ class PairSynthesis(LightningModule):
     Args:
         teacher: Makes the edits, at the size that the datamodule hands out.
         size: Side of the stored photos and edits, in pixels; both are scaled down to it with antialiasing.
-        concepts: Edits to make: name to prompt, or a file of them, see ``pocketgan.text.read_prompts``; None for all that
-            the teacher offers.
+        concepts: Edits to make: name to prompt, or a file of them, see ``pocketgan.text.read_prompts``; None for all
+            that the teacher offers.
         seed: Seeds the edits. A pair's own seed comes of this one, the photo's id and the concept alone.
 
     Raises:

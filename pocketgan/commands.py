@@ -358,8 +358,8 @@ def pairs_import(
         source: Folder with photos and edits.
         out: Root of the pair set; an import that was broken off goes on.
         concept: Name of the edits, where they lie in edits itself.
-        prompts: Text of each concept, for example '{oil: an oil painting}', or a YAML file of them; its name where there
-            is none.
+        prompts: Text of each concept, for example '{oil: an oil painting}', or a YAML file of them; its name where
+            there is none.
         size: Side in pixels that is stored, of the largest centred square.
         image_format: Of the stored files.
     """

@@ -85,8 +85,8 @@ def _filled(file: Path, content: dict[str, Any]) -> list[tuple[str, str]]:
         raise ValueError(f"{file}: the template {template!r} has several placeholders; name each, such as {{subject}}")
     if set(fields) != set(content):
         raise ValueError(
-            f"{file}: the template wants {', '.join(fields)}, the file has {', '.join(content) or 'nothing else'}; give "
-            "each placeholder its fillings, and nothing more"
+            f"{file}: the template wants {', '.join(fields)}, the file has {', '.join(content) or 'nothing else'}; "
+            "give each placeholder its fillings, and nothing more"
         )
     choices = itertools.product(*(_named(file, content[field]) for field in fields))
     return [

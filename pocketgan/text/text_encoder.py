@@ -31,7 +31,7 @@ class TextEncoder(nn.Module, ABC):
         ``stacked``. One concept alone comes as it is.
         """
 
-    def remember(self, encoded: dict[str, Tensor]) -> None:  # noqa: B027
+    def remember(self, encoded: dict[str, Tensor]) -> None:
         """Take prompts with their tokens (L, D) that a checkpoint stored; nothing to do where prompts can be read."""
 
     @abstractmethod

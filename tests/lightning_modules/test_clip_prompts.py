@@ -84,7 +84,7 @@ def test_a_new_prompt_wants_the_encoder_that_the_base_was_trained_with(world, tm
 def test_a_checkpoint_of_another_encoder_is_refused(world, tmp_path):
     other = make_text_encoder(tmp_path / "other", seed=1)
     last = world["folder"] / "base" / "checkpoints" / "last.ckpt"
-    with pytest.raises(ValueError, match="the checkpoint was trained with CLIPTextEncoder.*the config names"):
+    with pytest.raises(ValueError, match=r"the checkpoint was trained with CLIPTextEncoder.*the config names"):
         fit_clip_base(world["folder"] / "pairs", other, tmp_path / "run", f"--ckpt_path={last}", "--budget.images=48")
 
 
@@ -95,7 +95,7 @@ def test_checkpoints_without_stored_prompts_still_load(world, tmp_path):
     state = torch.load(file, weights_only=True)
     assert set(state.pop("encoded_prompts")["tokens"]) == {"make it inverted", "make it mirrored"}
     torch.save(state, file)
-    with pytest.raises(FileNotFoundError, match="text encoder .* could not be loaded"):
+    with pytest.raises(FileNotFoundError, match=r"text encoder .* could not be loaded"):
         load_run(run)
     config = run / "config.yaml"
     elsewhere = world["folder"] / "clip_elsewhere"

@@ -39,7 +39,7 @@ def test_several_placeholders_are_combined(read):
     given = (
         "template: '{subject} by {artist}, {artist}'\nartist: [Van Gogh, Hokusai]\nsubject: {p: a portrait, q: {}}\n"
     )
-    with pytest.raises(ValueError, match="q is {}, not a text"):
+    with pytest.raises(ValueError, match=r"q is \{\}, not a text"):
         read(given)
     assert read(given.replace("q: {}", "q: a quay")) == {
         "p_Van_Gogh": "a portrait by Van Gogh, Van Gogh",
@@ -84,7 +84,7 @@ def test_what_cannot_be_used_is_refused(read, text, message):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="does not exist; give a YAML file such as configs/prompts/art.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"does not exist; give a YAML file such as configs/prompts/art.yaml"):
         read_prompts(tmp_path / "none.yaml")
 
 

@@ -142,7 +142,7 @@ def test_stored_prompts_need_no_encoder(clip_folder, tmp_path):
     assert not stored.state_dict()
 
     missing = EncodedPrompts(32, encoder.identity, lambda: CLIPTextEncoder(str(tmp_path / "gone")))
-    with pytest.raises(FileNotFoundError, match="the prompt 'a dog' is new to the base.*correct it there"):
+    with pytest.raises(FileNotFoundError, match=r"the prompt 'a dog' is new to the base.*correct it there"):
         missing(["x"], ["a dog"])
     other = make_text_encoder(tmp_path / "other", seed=1)
     changed = EncodedPrompts(32, encoder.identity, lambda: CLIPTextEncoder(str(other)))
