@@ -305,8 +305,8 @@ def build(out: Path, kind: str = "unet", recipe: dict[str, Any] | None = None) -
         recipe: As ``RECIPE``, which is taken if None.
 
     Returns:
-        Folder with ``pipeline/``, ``prompts.json`` and ``arguments.json``, see ``open_teacher``; and ``figures.json`` and
-        ``grid.png`` on photos that were held out.
+        Folder with ``pipeline/``, ``prompts.json`` and ``arguments.json``, see ``open_teacher``; and ``figures.json``
+        and ``grid.png`` on photos that were held out.
     """
     recipe = recipe or RECIPE
     shared = {name: recipe[name] for name in ("version", "seed", "size", "pairs")}

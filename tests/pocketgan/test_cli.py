@@ -12,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 from tiny import CONFIGS, TINY_CONFIGS, config_of, fit_adapter, fit_base, real_photos
+from tiny_text_encoder import make_text_encoder
 
 from lightning_modules import LoRAAdaptation, load_run
 from pocketgan import cli, commands
@@ -267,7 +268,9 @@ def test_every_tiny_config_runs_end_to_end(config, trained, tmp_path):
     words = [f"-c={config}", f"--data.root={trained['pairs']}", f"--trainer.default_root_dir={run}"]
     if "    base:" in config.read_text():
         words.append(f"--model.base={trained['base']}")
+    clip = make_text_encoder(tmp_path / "clip")
     main(["fit", *words, "--data.concepts=[sepia]"])
+    shutil.rmtree(clip)  # a run carries the tokens of its prompts
     for command in ("validate", "test"):
         main([command, f"-c={run / 'config.yaml'}"])
     main(["export", str(run), f"--out={tmp_path / 'exported'}"])
