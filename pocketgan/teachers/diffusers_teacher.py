@@ -52,9 +52,9 @@ class DiffusersTeacher(PipelineTeacher):
         personalization: ``RUN/personalization`` of a ``Personalization`` run on the same pipeline; prompts then hold
             its token.
         cache: Spares work between steps.
-        batch_size: Photos in one call, halved as long as memory runs out. With 1, edits are the same to the last bit
-            whatever photos come together; with more, the last bits may depend on the number, never the random draws.
-            Pipelines that take several pictures as one edit's references need 1.
+        batch_size: Photos in one call, at most a batch of the datamodule; halved as long as memory runs out. With 1,
+            edits are the same to the last bit whatever photos come together; with more, the last bits may depend on
+            the number, never the random draws. Pipelines that take several pictures as one edit's references need 1.
         attention_slicing: Attention in slices: less memory, slower.
         vae_slicing: The autoencoder takes one photo at a time.
         vae_tiling: The autoencoder works in tiles, which may leave seams.
