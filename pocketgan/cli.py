@@ -9,7 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_origin
 
-from pocketgan.commands import adapt, edit, export, pairs_import, quickstart, select_concepts, select_photos
+from pocketgan.commands import (
+    adapt,
+    edit,
+    export,
+    pairs_convert,
+    pairs_import,
+    quickstart,
+    select_concepts,
+    select_photos,
+)
 
 LIGHTNING_COMMANDS = {
     "fit": "Train a base or an adapter from YAML files.",
@@ -141,6 +150,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "adapt": adapt,
     "edit": edit,
     "export": export,
+    "pairs convert": pairs_convert,
     "pairs import": pairs_import,
     "select concepts": select_concepts,
     "select photos": select_photos,

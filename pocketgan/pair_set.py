@@ -139,8 +139,12 @@ def set_hash(root: Path) -> str:
         FileNotFoundError: If `root` is not a pair set.
         ValueError: If it is broken.
     """
-    pairs = read_pairs(root, include_dropped=True)
-    return hashlib.sha256(_canonical(read_manifest(root)) + b"".join(map(_line, pairs))).hexdigest()
+    return content_hash(read_manifest(root), read_pairs(root, include_dropped=True))
+
+
+def content_hash(manifest: Mapping[str, Any], pairs: Iterable[Pair]) -> str:
+    """Return SHA-256 over a manifest and pairs sorted by concept and id, in hexadecimal."""
+    return hashlib.sha256(_canonical(manifest) + b"".join(map(_line, pairs))).hexdigest()
 
 
 def is_unfinished(root: Path) -> bool:
@@ -171,9 +175,13 @@ def _read_lines(path: Path) -> list[Pair]:
     return pairs
 
 
+def record_of(pair: Pair) -> dict[str, Any]:
+    """A pair as its line has it: what is not known is left out."""
+    return {key: value for key, value in asdict(pair).items() if value is not None}
+
+
 def _line(pair: Pair) -> bytes:
-    record = {key: value for key, value in asdict(pair).items() if value is not None}
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    return json.dumps(record_of(pair), ensure_ascii=False).encode() + b"\n"
 
 
 def _canonical(value: Any) -> bytes:
