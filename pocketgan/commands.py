@@ -404,9 +404,7 @@ def pairs_convert(
         print(f"{out} holds {count} pairs of {source} ({kind}); train on it with --data.root {out}")
         return
     if kind != "pairs":
-        raise ValueError(
-            f"{source} is {kind}; make a pair set of it first: pocketgan pairs convert {source} --out ROOT"
-        )
+        raise ValueError(f"{source} is {kind}; make it a pair set first: `pocketgan pairs convert {source} --out ROOT`")
     count = export_pairs(source, out, to, concepts, split, seed)
     use = {
         "imagefolder": f'load it with datasets.load_dataset("imagefolder", data_dir="{out}")',
