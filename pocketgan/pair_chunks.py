@@ -195,6 +195,12 @@ def _download(root: str, name: str, file: Path) -> None:
     from litdata.streaming.downloader import get_downloader
 
     address = f"{root.rstrip('/')}/{name}"
-    get_downloader(root, str(file.parent), []).download_file(address, str(file))
+    reason = "nothing came"
+    try:
+        get_downloader(root, str(file.parent), []).download_file(address, str(file))
+    except Exception as error:  # each storage has its own
+        if isinstance(error, OSError) and error.errno:
+            raise
+        reason = str(error)
     if not file.is_file():
-        raise FileNotFoundError(f"{address} cannot be fetched; check the address and the credentials")
+        raise FileNotFoundError(f"{address} cannot be fetched ({reason}); check the address and the credentials")

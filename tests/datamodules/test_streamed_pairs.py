@@ -81,7 +81,7 @@ def test_loader_processes_give_the_same(chunks, tmp_path, place, monkeypatch):
     expected = batches(data)
     data.num_workers = 1
     assert_same(batches(data), expected)
-    assert data.train_dataloader().multiprocessing_context is None or place == "bucket"
+    assert (data.train_dataloader().multiprocessing_context is None) == (place == "folder")
 
 
 def test_only_the_chunks_that_are_wanted_are_fetched_and_once(chunks, tmp_path, monkeypatch):
