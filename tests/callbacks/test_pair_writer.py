@@ -70,10 +70,7 @@ def estimate(root, photos, trainer):
     settings = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "limit_predict_batches": 3}
     loop = Trainer(**settings, **trainer, callbacks=[PairEstimate.of(PairWriter(root))])
     module = PairSynthesis(NoiseTeacher(), size=32)
-    loop.predict(
-        module, datamodule=SourcePhotos(photos, **{"size": 64, "batch_size": 1, "minimum_side": 32, **changes})
-    )
-    return module.teacher
+    loop.predict(module, datamodule=SourcePhotos(photos, size=64, batch_size=1, minimum_side=32))
 
 
 def content(root):
