@@ -275,7 +275,7 @@ def page(options: argparse.Namespace, work: Path) -> str:
 
 * PairedImages: `train_dataloader` with `on_after_batch_transfer`. Preparation reads each file, compares its digest and
   decodes it; a photo of several concepts is stored once.
-* StreamedPairs: `train_dataloader` on what `pocketgan pairs convert --to litdata` wrote, a pair at a time in the order of
+* StreamedPairs: `train_dataloader` on what `pocketgan pairs convert --to litdata` wrote, pair by pair in the order of
   PairedImages; the preparation compares each file's digest.
 * ImageFolder: two of them side by side, with the concepts as classes and links to the files.
 * litdata: `optimize` with one process, whose start is in the preparation; chunks of 64 MB, `StreamingDataLoader`,
