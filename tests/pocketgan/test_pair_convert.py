@@ -75,8 +75,9 @@ def test_aligned_of_several_concepts_has_a_folder_for_each(pair_set, tmp_path):
     assert len(set.union(*sides)) == 12
 
 
-def test_imagefolder_loads_with_hugging_face(pair_set, tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
+def test_imagefolder_loads_with_hugging_face(pair_set, tmp_path):
+    import datasets
+
     # datasets looks for a split's name in those of files and folders
     lines = lines_of(pair_set)
     lines[0]["concept"] = "style_test"
@@ -107,7 +108,8 @@ def test_imagefolder_loads_with_hugging_face(pair_set, tmp_path, monkeypatch):
 
 
 def test_the_set_itself_loads_with_hugging_face(pair_set, tmp_path):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     loaded = datasets.load_dataset(
         "imagefolder", data_dir=str(pair_set), metadata_filenames=["pairs.jsonl"], cache_dir=str(tmp_path / "cache")
     )
