@@ -295,8 +295,7 @@ class PairSetWriter:
             wanted["concepts"] = found["concepts"] | wanted["concepts"]
             # The set keeps the versions that it began with, or its name would change at every upgrade.
             wanted["versions"] = found["versions"]
-        elif not path.exists() and any(self.root.glob("[!.]*")):
-            raise ValueError(f"{self.root} holds other files and no {MANIFEST_FILE_NAME}; choose a new or empty folder")
+        _check_no_other_files(self.root)
         wanted["hash"] = hashlib.sha256(_canonical(wanted)).hexdigest()
         content = json.dumps(wanted, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
         if not path.exists() or path.read_bytes() != content:
@@ -429,17 +428,23 @@ def _check_name(name: str, kind: str) -> None:
 
 
 def check_settings(root: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse a set that was made with other settings, as `PairSetWriter` does, without writing.
+    """Refuse what `PairSetWriter` refuses of a root, without writing.
 
     Args:
         root: The pair set, or a folder to become one.
         settings: See `PairSetWriter`.
 
     Raises:
-        ValueError: The message lists each setting that differs.
+        ValueError: The set was made with other settings, each of which is listed, or the folder holds other files.
     """
+    _check_no_other_files(root)
     if (root / MANIFEST_FILE_NAME).exists() and read_pairs(root, include_dropped=True):
         _check_same_settings(root, read_manifest(root), json.loads(_canonical({**settings, "format": FORMAT})))
+
+
+def _check_no_other_files(root: Path) -> None:
+    if not (root / MANIFEST_FILE_NAME).exists() and any(root.glob("[!.]*")):
+        raise ValueError(f"{root} holds other files and no {MANIFEST_FILE_NAME}; choose a new or empty folder")
 
 
 def _check_same_settings(root: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

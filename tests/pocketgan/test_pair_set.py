@@ -234,8 +234,9 @@ def test_bad_settings_are_refused(tmp_path):
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.doc").touch()
-    with pytest.raises(ValueError, match="choose a new or empty folder"):
-        PairSetWriter(tmp_path, settings("x"))
+    for refuse in (PairSetWriter, check_settings):
+        with pytest.raises(ValueError, match="choose a new or empty folder"):
+            refuse(tmp_path, settings("x"))
 
 
 def test_bad_pairs_are_refused(tmp_path):
