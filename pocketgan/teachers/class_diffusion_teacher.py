@@ -1,6 +1,7 @@
 """A class-conditional diffusion model of our own as the teacher."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,14 @@ class ClassDiffusionTeacher(PipelineTeacher):
                 f"the model of {pipeline} was trained without classes and would make the same edit for each; train it "
                 "with network.num_class_embeds"
             )
-        super().__init__(opened, strength, steps)
+        super().__init__(opened)
+        self._strength, self._steps = strength, steps
+
+    @property
+    @override
+    def settings(self) -> dict[str, Any]:
+        """What changes a pixel."""
+        return {**super().settings, "strength": self._strength, "steps": self._steps}
 
     @property
     @override
@@ -43,7 +51,19 @@ class ClassDiffusionTeacher(PipelineTeacher):
         return {as_name(name): name for name in self._pipeline.config.classes}
 
     @override
+    @torch.no_grad()
+    def edit(self, photos: Tensor, prompt: str, seeds: list[int]) -> Tensor:
+        if not seeds:
+            return photos
+        # one by one: kernels, and with them the last bits, would depend on the batch
+        edits = [
+            self._edit_one(photo, prompt, torch.Generator().manual_seed(seed))
+            for photo, seed in zip(photos.float().split(1), seeds, strict=True)
+        ]
+        return torch.cat(edits).to(photos)
+
     def _edit_one(self, photo: Tensor, prompt: str, generator: torch.Generator) -> Tensor:
+        """Edit (1, 3, H, W) in [-1, 1]."""
         classes = list(self._pipeline.config.classes)
         if prompt not in classes:
             raise ValueError(f"the model knows no class {prompt!r}; its classes are {', '.join(classes)}")

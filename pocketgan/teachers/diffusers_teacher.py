@@ -1,65 +1,126 @@
 """A diffusion pipeline as the teacher."""
 
+import inspect
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import diffusers
+import numpy as np
 import torch
-from torch import Tensor
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from huggingface_hub.errors import HFValidationError
+from PIL import Image
+from torch import Tensor, nn
 from typing_extensions import override
 
-from pocketgan.personalization import load_personalization, pipeline_class_of
+from pocketgan.caches import DeepCache, DenoiserCache
+from pocketgan.images import to_image
+from pocketgan.personalization import load_personalization
 from pocketgan.sdedit import steps_done
+from pocketgan.teachers.editing_pipeline import check_arguments, editor_class, licence_of, open_editor
 from pocketgan.teachers.pipeline_teacher import PipelineTeacher
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class DiffusersTeacher(PipelineTeacher):
-    """Any image-to-image pipeline that diffusers' ``AutoPipelineForImage2Image`` opens, by repo id or local folder.
+    """Any diffusers pipeline that edits photos by a prompt.
 
-    A photo is denoised under the concept's prompt. The safety checker is left out: it would black out edits.
+    InstructPix2Pix, the image-to-image form of a text-to-image model (SDEdit, with ``strength``; Meng et al., arXiv
+    2108.01073), one-step turbo models, ControlNet's image-to-image form, and editors such as FLUX.1 Kontext, FLUX.2 and
+    Qwen-Image-Edit. Photos go in as 8-bit pictures, each with a generator of its own on the CPU, seeded by its pair, so
+    that no edit depends on the photos beside it. Where a pipeline takes height and width, they are the photo's: left to
+    itself, an editor may give back another size, or a shifted picture. The pipeline's own safety checker is left out
+    (``SafetyGate`` scores without blacking out); should a pipeline flag an edit all the same, it comes out as NaN.
 
     Args:
-        pipeline: Repo id, for example ``stable-diffusion-v1-5/stable-diffusion-v1-5``, or a local folder.
-        prompts: Concepts: name to prompt.
+        pipeline: Repo id, for example ``timbrooks/instruct-pix2pix``; a local folder; or a single file
+            (``.safetensors``, ``.ckpt``), for which ``pipeline_class`` is needed.
+        prompts: Concepts: name to prompt,.
+        arguments: Of the pipeline's call, by name, for example ``num_inference_steps``, ``guidance_scale``,
+            ``image_guidance_scale`` or ``strength``; the pipeline's defaults for the rest.
+        pipeline_class: Class in diffusers to open it as; None for the stored model's image-to-image form, or its own.
+            If given, arguments are checked before any weights are read.
+        scheduler: Class in diffusers that replaces the stored scheduler, with the stored one's configuration.
+        dtype: Of the weights.
+        variant: Of the files, such as ``fp16``.
+        config: For a single file: repo id or folder of a pipeline of its kind.
+        controlnet: Repo id or folder of a ControlNet to put beside the pipeline.
+        control: What a ControlNet sees: the photo itself, or its Canny edges.
+        loras: LoRA files, folders or repo ids with their scales; they are merged into the weights.
         personalization: ``RUN/personalization`` of a ``Personalization`` run on the same pipeline; prompts then hold
             its token.
-        strength: Share of the schedule, above 0 to 1; 1 keeps nothing of the photo.
-        steps: Steps of the whole schedule, of which ``strength`` is done.
-        guidance: Scale of classifier-free guidance; 1 for none.
+        cache: Spares work between steps.
+        batch_size: Photos in one call, at most a batch of the datamodule; halved as long as memory runs out. With 1,
+            edits are the same to the last bit whatever photos come together; with more, the last bits may depend on
+            the number, never the random draws. Pipelines that take several pictures as one edit's references need 1.
+        attention_slicing: Attention in slices: less memory, slower.
+        vae_slicing: The autoencoder takes one photo at a time.
+        vae_tiling: The autoencoder works in tiles, which may leave seams.
+        offload: Keep weights in main memory and bring each network (``model``) or layer (``sequential``) to the GPU as
+            it is needed.
+        compile: Compile the denoiser.
+        licence: Of the model, for the manifest; read from its card if None.
 
     Raises:
-        FileNotFoundError: Pipeline or personalization cannot be found.
-        ValueError: A number is out of range, the pipeline is of a kind that edits no photos, there is no prompt, or
-            none holds the personalization's token.
+        FileNotFoundError: Pipeline, ControlNet, LoRA or personalization cannot be found.
+        ValueError: There is no prompt; an argument is unknown, out of range or the teacher's own; the pipeline edits
+            no photos; options do not go together; or no prompt holds the personalization's token.
     """
 
     def __init__(
         self,
         pipeline: str,
         prompts: dict[str, str],
+        arguments: dict[str, Any] | None = None,
+        pipeline_class: str | None = None,
+        scheduler: str | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        variant: str | None = None,
+        config: str | None = None,
+        controlnet: str | None = None,
+        control: Literal["photo", "canny"] = "photo",
+        loras: dict[str, float] | None = None,
         personalization: Path | None = None,
-        strength: float = 0.6,
-        steps: int = 50,
-        guidance: float = 7.5,
+        cache: DenoiserCache | None = None,
+        batch_size: int = 1,
+        attention_slicing: bool = False,
+        vae_slicing: bool = False,
+        vae_tiling: bool = False,
+        offload: Literal["model", "sequential"] | None = None,
+        compile: bool = False,  # noqa: A002
+        licence: str | None = None,
     ) -> None:
-        steps_done(strength, steps)  # refuses before anything is loaded
+        prompts = dict(prompts)
         if not prompts:
             raise ValueError(
                 "prompts is empty; give concepts as a mapping of name to prompt, for example oil: an oil painting"
             )
-        from diffusers import AutoPipelineForImage2Image
-
-        found = pipeline_class_of(pipeline)
-        try:
-            opened = AutoPipelineForImage2Image.from_pretrained(
-                pipeline, safety_checker=None, requires_safety_checker=False
-            )
-        except ValueError as error:
-            if "can't find a pipeline linked to" not in str(error):
-                raise
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; give 1 or more")
+        if compile and isinstance(cache, DeepCache):
             raise ValueError(
-                f"{pipeline} holds a {found}, of which diffusers has no image-to-image form; give one such as "
-                "StableDiffusionPipeline or StableDiffusionXLPipeline"
-            ) from error
+                "DeepCache does something else at each step, which cannot be compiled; leave one of them out"
+            )
+        if control == "canny":
+            _canny()  # refuses before anything is loaded
+        arguments = dict(arguments or {})
+        given_class = None if pipeline_class is None else editor_class(pipeline_class)
+        if given_class is not None:
+            check_arguments(given_class, arguments)
+            _check_steps(given_class, arguments)
+        opened = open_editor(pipeline, given_class, _DTYPES[dtype], variant, config, controlnet)
+        check_arguments(type(opened), arguments)
+        _check_steps(type(opened), arguments)
+        self._signature = inspect.signature(type(opened).__call__).parameters
+        if batch_size > 1 and not _edits_batches(type(opened).__name__, set(self._signature)):
+            raise ValueError(
+                f"{type(opened).__name__} takes several pictures as references of one edit; set batch_size to 1"
+            )
+        if scheduler is not None:
+            opened.scheduler = _scheduler_class(scheduler).from_config(opened.scheduler.config)
+        _load_loras(opened, loras or {})
         if personalization is not None:
             token = load_personalization(opened, personalization)
             if token is not None and not any(token in prompt for prompt in prompts.values()):
@@ -67,8 +128,21 @@ class DiffusersTeacher(PipelineTeacher):
                     f"{personalization} taught the token {token}, which none of the prompts holds "
                     f"({', '.join(prompts.values())}); write it into them"
                 )
-        super().__init__(opened, strength, steps)
-        self._prompts, self._guidance = dict(prompts), guidance
+        super().__init__(opened)
+        self._name, self._licence = pipeline, licence
+        self._prompts, self._arguments = prompts, arguments
+        self._dtype, self._control = dtype, control
+        self._batch_size, self._offload = batch_size, offload
+        self._attention_slicing, self._vae_tiling, self._compile = attention_slicing, vae_tiling, compile
+        self._cache = cache
+        self._is_ready = False
+        _save_memory(opened, attention_slicing, vae_slicing, vae_tiling)
+        if cache is not None:
+            cache.enable(opened, arguments)
+        if offload is not None:
+            self._weights_sha256  # noqa: B018  computed while the weights lie in main memory
+            # no submodules, or Lightning would bring them all to the GPU
+            self.networks = nn.ModuleDict()
 
     @property
     @override
@@ -78,24 +152,186 @@ class DiffusersTeacher(PipelineTeacher):
     @property
     @override
     def settings(self) -> dict[str, Any]:
-        """What changes a pixel, guidance too."""
-        return {**super().settings, "guidance": self._guidance}
+        """What changes a pixel, arguments and cache too."""
+        return {
+            **super().settings,
+            "arguments": self._arguments,
+            "dtype": self._dtype,
+            "control": self._control if "control_image" in self._signature else None,
+            "cache": None if self._cache is None else self._cache.settings,
+            "attention_slicing": self._attention_slicing,
+            "vae_tiling": self._vae_tiling,
+            "compile": self._compile,
+        }
+
+    @property
+    @override
+    def origin(self) -> dict[str, str]:
+        """The model's name, without the folders above it, and its licence."""
+        name = Path(self._name).name if Path(self._name).exists() else self._name
+        return {"model": name, "licence": self._licence or licence_of(self._name)}
 
     @override
-    def _edit_one(self, photo: Tensor, prompt: str, generator: torch.Generator) -> Tensor:
+    @torch.no_grad()
+    def edit(self, photos: Tensor, prompt: str, seeds: list[int]) -> Tensor:
+        if not seeds:
+            return photos
+        self._check_size(*photos.shape[-2:])
+        self._make_ready(photos.device)
+        edits: list[Tensor] = []
+        while len(edits) < len(seeds):
+            rows = slice(len(edits), len(edits) + self._batch_size)
+            try:
+                edits.extend(self._edited(photos[rows].float(), prompt, seeds[rows]))
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if len(seeds[rows]) == 1:
+                    height, width = photos.shape[-2:]
+                    raise MemoryError(
+                        f"not even one photo of {height}×{width} fits into memory with {self._name}; give a smaller "
+                        "data.size, dtype bfloat16, vae_tiling, attention_slicing or offload"
+                    ) from error
+                self._batch_size = (len(seeds[rows]) + 1) // 2
+                clear_device_cache(garbage_collection=True)
+        return torch.stack(edits).to(photos)
+
+    def _make_ready(self, device: torch.device) -> None:
+        """What needs the device that Lightning chose."""
+        if self._is_ready:
+            return
+        if self._offload is not None:
+            if device.type == "cpu":
+                raise ValueError(f"offload={self._offload} needs a GPU, and this run is on the CPU; leave it out")
+            ways = {"model": "enable_model_cpu_offload", "sequential": "enable_sequential_cpu_offload"}
+            getattr(self._pipeline, ways[self._offload])(device=device)
+        if self._compile:
+            denoiser = getattr(self._pipeline, "unet", None) or self._pipeline.transformer
+            if getattr(denoiser, "_repeated_blocks", None):
+                denoiser.compile_repeated_blocks()
+            else:
+                denoiser.compile()
+        self._is_ready = True
+
+    def _check_size(self, height: int, width: int) -> None:
         step = self._pipeline.vae_scale_factor
-        if hasattr(self._pipeline, "unet"):
-            step *= 2 ** (len(self._pipeline.unet.config.block_out_channels) - 1)
-        height, width = photo.shape[-2:]
+        unet = getattr(self._pipeline, "unet", None)
+        step *= 2 if unet is None else 2 ** (len(unet.config.block_out_channels) - 1)
         if height % step or width % step:
             raise ValueError(f"photos are {height}×{width}, the pipeline's step is {step}; set data.size to a multiple")
-        edited: Tensor = self._pipeline(
-            prompt=prompt,
-            image=photo.add(1).div(2),  # of tensors, diffusers takes those in [0, 1]
-            strength=self._strength,
-            num_inference_steps=self._steps,
-            guidance_scale=self._guidance,
-            generator=generator,
-            output_type="pt",
-        ).images
-        return edited.mul(2).sub(1)
+
+    def _edited(self, photos: Tensor, prompt: str, seeds: list[int]) -> list[Tensor]:
+        """Edit (B, 3, H, W) in [-1, 1] in one call; B edits (3, H, W)."""
+        height, width = photos.shape[-2:]
+        pictures = [to_image(photo) for photo in photos]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        # what keeps pipelines from scaling a photo to sizes of their own
+        sizes = {"height": height, "width": width, "max_area": height * width, "_auto_resize": False}
+        call = {name: value for name, value in sizes.items() if name in self._signature} | self._arguments
+        inputs: dict[str, Any] = {"prompt": [prompt] * len(seeds), "image": pictures, "generator": generators}
+        if "control_image" in self._signature:
+            inputs["control_image"] = [
+                _canny_edges(picture) if self._control == "canny" else picture for picture in pictures
+            ]
+        if isinstance(call.get("negative_prompt"), str):
+            inputs["negative_prompt"] = [call.pop("negative_prompt")] * len(seeds)
+        if len(seeds) == 1:
+            # a list of one picture means references to some
+            inputs = {name: value[0] for name, value in inputs.items()}
+        with nullcontext() if self._cache is None else self._cache.of_one_call():
+            output = self._pipeline(**inputs, **call, output_type="pt")
+        return self._checked(output, len(seeds), height, width)
+
+    def _checked(self, output: Any, count: int, height: int, width: int) -> list[Tensor]:
+        name = type(self._pipeline).__name__
+        images = getattr(output, "images", None)
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            raise ValueError(f"{name} returned no batch of pictures; it does not edit photos one to one")
+        if len(images) != count:
+            raise ValueError(f"{name} returned {len(images)} pictures for {count} photos; it must return one for each")
+        if images.shape[-2:] != (height, width):
+            found = "×".join(str(side) for side in images.shape[-2:])
+            raise ValueError(
+                f"{name} returned {found} pixels for a photo of {height}×{width}; set data.size to one that it "
+                "keeps, or height and width in its arguments"
+            )
+        edits = list(images.float().mul(2).sub(1))
+        flagged = getattr(output, "nsfw_content_detected", None) or [False] * count
+        return [torch.full_like(edit, torch.nan) if bad else edit for edit, bad in zip(edits, flagged, strict=True)]
+
+
+def _check_steps(pipeline_class: type, arguments: dict[str, Any]) -> None:
+    """Refuse a strength that leaves no step to do."""
+    parameters = inspect.signature(pipeline_class.__call__).parameters
+    names = ("strength", "num_inference_steps")
+    if all(name in parameters for name in names):
+        steps_done(*(arguments.get(name, parameters[name].default) for name in names))
+
+
+def _edits_batches(name: str, parameters: set[str]) -> bool:
+    return bool({"strength", "image_guidance_scale"} & parameters) or name == "FluxKontextPipeline"
+
+
+def _scheduler_class(name: str) -> type[diffusers.SchedulerMixin]:
+    found = getattr(diffusers, name, None)
+    if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
+        raise ValueError(
+            f"diffusers has no scheduler {name!r}; give for example EulerAncestralDiscreteScheduler, DDIMScheduler or "
+            "DPMSolverMultistepScheduler"
+        )
+    return found
+
+
+def _save_memory(pipeline: Any, attention_slicing: bool, vae_slicing: bool, vae_tiling: bool) -> None:
+    if attention_slicing:
+        if not hasattr(pipeline, "unet"):
+            raise ValueError(f"attention_slicing is for U-Nets, {type(pipeline).__name__} has none; leave it out")
+        pipeline.enable_attention_slicing()
+    for wanted, method in ((vae_slicing, "enable_slicing"), (vae_tiling, "enable_tiling")):
+        if wanted:
+            if not hasattr(pipeline.vae, method):
+                raise ValueError(f"{type(pipeline.vae).__name__} cannot {method}; leave vae_{method[7:]} out")
+            getattr(pipeline.vae, method)()
+
+
+def _load_loras(pipeline: Any, loras: dict[str, float]) -> None:
+    """Merge LoRA files into the weights, so that they cost no time and are part of the weights' digest."""
+    if not loras:
+        return
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise ValueError(f"{type(pipeline).__name__} takes no LoRA files; leave loras out")
+    names = [f"lora_{place}" for place in range(len(loras))]
+    for name, source in zip(names, loras, strict=True):
+        path = Path(source)
+        try:
+            if path.is_file():
+                pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
+            else:
+                pipeline.load_lora_weights(source, adapter_name=name)
+        except (OSError, HFValidationError) as error:
+            raise FileNotFoundError(
+                f"LoRA {source} is no file or folder here and cannot be reached as a repo id; give a .safetensors file"
+            ) from error
+    pipeline.set_adapters(names, list(loras.values()))
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+
+
+def _canny() -> Any:
+    try:
+        from skimage.feature import canny
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "control canny needs scikit-image, which is not installed; run: pip install 'pocketgan[demo]'"
+        ) from error
+    return canny
+
+
+def _canny_edges(picture: Image.Image) -> Image.Image:
+    """White edges on black."""
+    edges = _canny()(np.asarray(picture.convert("L"), dtype=np.float64) / 255)
+    return Image.fromarray(edges.astype(np.uint8) * 255).convert("RGB")

@@ -23,6 +23,14 @@ class Teacher(nn.Module, ABC):
         so that a set can be given further concepts.
         """
 
+    @property
+    def origin(self) -> dict[str, str]:
+        """Where the edits come from, for the manifest: ``model`` and ``licence``, as far as they are known.
+
+        No part of what a set is compared by: a licence that cannot be looked up today changes no pixel.
+        """
+        return {}
+
     @abstractmethod
     def edit(self, photos: Tensor, prompt: str, seeds: list[int]) -> Tensor:
         """Edit photos.
@@ -33,5 +41,5 @@ class Teacher(nn.Module, ABC):
             seeds: B seeds, one per photo; a pair depends on its own seed alone, never on the batch around it.
 
         Returns:
-            (B, 3, H, W) in [-1, 1], the edits at the photos' own size.
+            (B, 3, H, W) in [-1, 1], the edits at the photos' own size; NaN where a teacher withholds an edit.
         """
