@@ -86,14 +86,12 @@ def kinds(count: int, held_out: bool) -> list[tuple[str, str]]:
     return [every[number % len(every)] for number in range(count)]
 
 
-def word_tokenizer() -> CLIPTokenizer:
-    """CLIP's tokenizer with the world's words, one token each.
+def word_tokenizer(words: set[str]) -> CLIPTokenizer:
+    """CLIP's tokenizer with these words, one token each.
 
     Merges join a word from its end: ``g</w>``, ``ng</w>``, ``ing</w>``, ``ring</w>``. A word's ends are never part of
     another word's way, so that no word hinders another.
     """
-    words = {*COLOURS, *SHAPES, "object", "close", "up", "far", "away", "very", "small", "zoomed", "in"}
-    words |= {word for sentence in SENTENCES for word in sentence.split() if word != "{}"}
     letters = sorted({letter for word in words for letter in word} | set("<>-*"))
     merges, ends = [], []
     for word in sorted(words):
@@ -105,6 +103,16 @@ def word_tokenizer() -> CLIPTokenizer:
     vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters), *ends]
     table = {token: place for place, token in enumerate(vocabulary)}
     return CLIPTokenizer(vocab=table, merges=merges, model_max_length=16)
+
+
+def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A tiny CLIP text encoder (B, 16) to (B, 16, 32) for the tokenizer's words, with random weights."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        )
+    )  # fmt: skip
 
 
 class Judge(ImageEmbedding):
@@ -194,13 +202,10 @@ def train_vae(seen: Tensor, random: torch.Generator) -> AutoencoderKL:
 
 
 def train_denoiser(seen: Tensor, names: list[str], vae: AutoencoderKL, random: torch.Generator) -> tuple[Any, ...]:
-    settings, tokenizer = RECIPE["denoiser"], word_tokenizer()
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-        )
-    )  # fmt: skip
+    words = {*COLOURS, *SHAPES, "object", "close", "up", "far", "away", "very", "small", "zoomed", "in"}
+    words |= {word for sentence in SENTENCES for word in sentence.split() if word != "{}"}
+    settings, tokenizer = RECIPE["denoiser"], word_tokenizer(words)
+    text = text_encoder(tokenizer)
     unet = UNet2DConditionModel(
         sample_size=SIZE // 2, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),

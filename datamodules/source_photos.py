@@ -157,7 +157,7 @@ class SourcePhotos(LightningDataModule):
         self._excluded = set()
         self.skipped = {}
         self.converted = {}
-        files = _bundled_files() if self._root is None else _files_below(self._root)
+        files = bundled_files() if self._root is None else _files_below(self._root)
         self._check_any_readable(files)
         crops = [crop for name, path in files.items() for crop in self._crops_of(name, path)]
         random.Random(self._seed).shuffle(crops)
@@ -279,7 +279,12 @@ def _files_below(root: Path) -> dict[str, Path]:
     return {path.relative_to(root).as_posix(): path for path in find_images(root)}
 
 
-def _bundled_files() -> dict[str, Path]:
+def bundled_files() -> dict[str, Path]:
+    """The bundled photos' files by name.
+
+    Raises:
+        ModuleNotFoundError: scikit-image or scikit-learn is not installed.
+    """
     files = {}
     for package, (folder, *names) in BUNDLED_PHOTOS.items():
         # Found without importing the package, which takes a second and is not needed for a file.

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from typing_extensions import override
 from datamodules.source_photos import PhotoBatch
 from pocketgan.pair_set import EditedPhoto
 from pocketgan.teachers import Teacher
+from pocketgan.text import read_prompts
 
 
 class PairSynthesis(LightningModule):
@@ -20,17 +22,20 @@ class PairSynthesis(LightningModule):
     Args:
         teacher: Makes the edits, at the size that the datamodule hands out.
         size: Side of the stored photos and edits, in pixels; both are scaled down to it with antialiasing.
-        concepts: Edits to make: name to prompt; None for all that the teacher offers.
+        concepts: Edits to make: name to prompt, or a file of them, see ``pocketgan.text.read_prompts``; None for all
+            that the teacher offers.
         seed: Seeds the edits. A pair's own seed comes of this one, the photo's id and the concept alone.
 
     Raises:
+        FileNotFoundError: If there is no such file.
         ValueError: If there are no concepts, or one has a prompt that the teacher does not know.
     """
 
     def __init__(
-        self, teacher: Teacher, size: int = 256, concepts: dict[str, str] | None = None, seed: int = 0
+        self, teacher: Teacher, size: int = 256, concepts: dict[str, str] | Path | None = None, seed: int = 0
     ) -> None:
         super().__init__()
+        concepts = read_prompts(concepts) if isinstance(concepts, Path) else concepts
         offered = teacher.concepts
         if not concepts and not offered:
             raise ValueError(

@@ -288,20 +288,37 @@ class PairedGAN(LightningModule):
         self._report("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the clock and the concepts."""
+        """Store the clock and the concepts, with their tokens where they are no weights."""
         checkpoint["images_seen"] = self.images_seen
         checkpoint["prompts"] = self.prompts
+        if not self.text_encoder.learns:
+            checkpoint["encoded_prompts"] = {
+                "token_size": self.text_encoder.token_size,
+                "identity": self.text_encoder.identity,
+                "tokens": {
+                    prompt: self.text_encoder([concept], [prompt])[0] for concept, prompt in self.prompts.items()
+                },
+            }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take clock and concepts back; refuse weights of another architecture.
 
         Raises:
-            ValueError: A weight is missing, unexpected or of another shape.
+            ValueError: A weight is missing, unexpected or of another shape, or the prompts were encoded by another text
+                encoder.
         """
         if not {"images_seen", "prompts"} <= checkpoint.keys():
             raise ValueError("the checkpoint is not of a base or an adapter: it has no images_seen and prompts")
         self.images_seen = checkpoint["images_seen"]
         self.add_concepts(checkpoint["prompts"])
+        if "encoded_prompts" in checkpoint:
+            encoded = checkpoint["encoded_prompts"]
+            if encoded["identity"] != self.text_encoder.identity:
+                raise ValueError(
+                    f"the checkpoint was trained with {encoded['identity']}, the config names "
+                    f"{self.text_encoder.identity}; set model.text_encoder to the one that it was trained with"
+                )
+            self.text_encoder.remember(encoded["tokens"])
         found, expected = checkpoint["state_dict"], self.state_dict()
         problems = [f"{name} is missing" for name in expected if name not in found]
         problems += [f"{name} is unknown here" for name in found if name not in expected]

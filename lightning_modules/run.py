@@ -57,6 +57,24 @@ def trained_data_of(run: Path) -> dict[str, Any]:
     return arguments
 
 
+def without_text_encoder(text_encoder: Any, state: dict[str, Any]) -> dict[str, Any] | None:
+    """Config of a text encoder that serves a checkpoint's prompts from what it stores.
+
+    Args:
+        text_encoder: Config of the encoder that it was trained with.
+        state: The checkpoint.
+
+    Returns:
+        Class and arguments of an ``EncodedPrompts``; None if the checkpoint stores no prompts' tokens, because they are
+        weights or it is older than that.
+    """
+    if "encoded_prompts" not in state:
+        return None
+    encoded = state["encoded_prompts"]
+    arguments = {"token_size": encoded["token_size"], "identity": encoded["identity"], "encoder": text_encoder}
+    return {"class_path": "pocketgan.text.EncodedPrompts", "init_args": arguments}
+
+
 def load_run(run: Path, checkpoint: str = "last.ckpt") -> "PairedGAN":
     """Load a trained model: ``config.yaml`` says what it is, ``checkpoints/`` holds its weights.
 
@@ -83,6 +101,8 @@ def load_run(run: Path, checkpoint: str = "last.ckpt") -> "PairedGAN":
     if "base" in arguments and not Path(arguments["base"]).exists():
         arguments["base"] = str(run.parent / Path(arguments["base"]).name)  # moved together with this run
     state = torch.load(weights_file, map_location="cpu", weights_only=True)
+    if "text_encoder" in arguments:
+        arguments["text_encoder"] = without_text_encoder(arguments["text_encoder"], state) or arguments["text_encoder"]
     if "allocated_ranks" in state:
         arguments["ranks"] = state["allocated_ranks"]  # a rank file may be gone
     parser = LightningArgumentParser(exit_on_error=False)

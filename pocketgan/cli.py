@@ -87,7 +87,8 @@ def _keep_null_inside_nested_classes() -> None:
 
 def run_lightning(args: list[str] | None) -> None:
     """Hand ``fit``, ``validate``, ``test`` and ``predict`` to LightningCLI."""
-    from jsonargparse import set_parsing_settings
+    import torch
+    from jsonargparse import Namespace, dict_to_namespace, set_parsing_settings
     from lightning.pytorch import LightningDataModule, LightningModule
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -108,7 +109,7 @@ def run_lightning(args: list[str] | None) -> None:
         SaveRunConfig,
     )
     from callbacks.pair_estimate import SAMPLE_BATCHES
-    from lightning_modules.run import constructor_errors_unwrapped
+    from lightning_modules.run import constructor_errors_unwrapped, without_text_encoder
 
     _ignore_upstream_warnings()
     _keep_null_inside_nested_classes()
@@ -148,6 +149,16 @@ def run_lightning(args: list[str] | None) -> None:
                     raise FileNotFoundError(
                         f"{config.ckpt_path} is missing; `fit` this config first or give --ckpt_path"
                     )
+            if self.subcommand in {"validate", "test"}:
+                self.leave_out_text_encoder(config)
+
+        def leave_out_text_encoder(self, config: Namespace) -> None:
+            checkpoint, arguments = Path(config.ckpt_path), config.model.init_args
+            if "text_encoder" in arguments and checkpoint.is_file():
+                state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+                stored = without_text_encoder(arguments.text_encoder, state)
+                if stored is not None:
+                    arguments.text_encoder = dict_to_namespace(stored)
 
         def instantiate_trainer(self, **kwargs: Any) -> Any:
             trainer = self._get(self.config_init, "trainer")

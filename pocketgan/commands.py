@@ -348,7 +348,7 @@ def pairs_import(
     *,
     out: Path,
     concept: str | None = None,
-    prompts: dict[str, str] | None = None,
+    prompts: dict[str, str] | Path | None = None,
     size: int = 256,
     image_format: Literal["png", "jpeg"] = "png",
 ) -> None:
@@ -358,12 +358,15 @@ def pairs_import(
         source: Folder with photos and edits.
         out: Root of the pair set; an import that was broken off goes on.
         concept: Name of the edits, where they lie in edits itself.
-        prompts: Text of each concept, for example '{oil: an oil painting}'; its name where there is none.
+        prompts: Text of each concept, for example '{oil: an oil painting}', or a YAML file of them; its name where
+            there is none.
         size: Side in pixels that is stored, of the largest centred square.
         image_format: Of the stored files.
     """
     from pocketgan.pair_import import import_pairs
+    from pocketgan.text import read_prompts
 
+    prompts = read_prompts(prompts) if isinstance(prompts, Path) else prompts
     count, left_out = import_pairs(source, out, concept, prompts, size, image_format)
     for reason in left_out.values():
         print(f"left out: {reason}")

@@ -2,6 +2,8 @@
 
 from pocketgan.text.clip_text_encoder import CLIPTextEncoder
 from pocketgan.text.concept_tokens import ConceptTokens
-from pocketgan.text.text_encoder import TextEncoder
+from pocketgan.text.encoded_prompts import EncodedPrompts
+from pocketgan.text.prompts import read_prompts
+from pocketgan.text.text_encoder import TextEncoder, stacked
 
-__all__ = ["CLIPTextEncoder", "ConceptTokens", "TextEncoder"]
+__all__ = ["CLIPTextEncoder", "ConceptTokens", "EncodedPrompts", "TextEncoder", "read_prompts", "stacked"]

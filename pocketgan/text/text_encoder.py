@@ -1,7 +1,9 @@
 """The slot for what turns a concept's prompt into tokens."""
 
+import math
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 
@@ -23,7 +25,14 @@ class TextEncoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, concepts: list[str], prompts: list[str]) -> Tensor:
-        """Encode B concepts, named and prompted; returns (B, L, D)."""
+        """Encode B concepts, named and prompted; returns (B, L, D).
+
+        Where their tokens differ in number, each concept's come as often as it takes to make all equally many: see
+        ``stacked``. One concept alone comes as it is.
+        """
+
+    def remember(self, encoded: dict[str, Tensor]) -> None:
+        """Take prompts with their tokens (L, D) that a checkpoint stored; nothing to do where prompts can be read."""
 
     @abstractmethod
     def add_concepts(self, concepts: list[str]) -> None:
@@ -32,3 +41,16 @@ class TextEncoder(nn.Module, ABC):
     @abstractmethod
     def learn_only(self, concepts: list[str]) -> None:
         """Freeze all that is learned but these concepts' own parameters, for an adaptation."""
+
+
+def stacked(tokens: list[Tensor]) -> Tensor:
+    """Stack tokens of different number, (L_i, D) each, without a mask.
+
+    Each sequence is repeated as a whole, up to the least common multiple of all L_i. Attention to keys that all come
+    equally often is attention to each of them once: the softmax's sum and its weights scale alike.
+
+    Returns:
+        (B, L, D), L the least common multiple.
+    """
+    length = math.lcm(*(len(sequence) for sequence in tokens))
+    return torch.stack([sequence.repeat(length // len(sequence), 1) for sequence in tokens])

@@ -110,6 +110,13 @@ def test_a_teacher_without_concepts_takes_any_prompt(batch):
     assert torch.equal(pairs[0].photo, batch["photo"][0])
 
 
+def test_concepts_come_from_a_file(teacher, tmp_path):
+    (tmp_path / "prompts.yaml").write_text("template: make it {}\nconcepts: {crimson: red}\n")
+    module = PairSynthesis(teacher, size=32, concepts=tmp_path / "prompts.yaml")
+    assert module.concepts == {"crimson": "make it red"}
+    assert module.settings["concepts"] == {"crimson": {"prompt": "make it red", "length": 11}}
+
+
 def test_misfits_are_refused(teacher, batch):
     with pytest.raises(ValueError, match="NoiseTeacher has no concepts of its own"):
         PairSynthesis(NoiseTeacher({}))

@@ -40,6 +40,18 @@ def test_pairs_are_those_of_the_files(tmp_path):
     assert read_manifest(tmp_path / "set")["teacher"] == {"name": "import"}
 
 
+def test_prompts_come_from_a_file(tmp_path):
+    source = make_source(tmp_path / "mine")
+    (tmp_path / "prompts.yaml").write_text("night: at night\n")
+    main(["pairs", "import", str(source), "--out=set", "--prompts=prompts.yaml", "--size=32"])
+    assert {pair.concept: pair.prompt for pair in read_pairs(tmp_path / "set")} == {
+        "night": "at night",
+        "sepia": "sepia",
+    }
+    main(["pairs", "import", str(source), "--out=other", "--prompts={sepia: brown}", "--size=32"])
+    assert {pair.prompt for pair in read_pairs(tmp_path / "other")} == {"night", "brown"}
+
+
 def test_broken_off_it_goes_on_to_the_same_set(tmp_path, monkeypatch):
     source = make_source(tmp_path / "mine")
     import_pairs(source, tmp_path / "whole", size=32)
