@@ -202,16 +202,19 @@ def test_two_processes_make_the_set_of_one(tmp_path, photos, expected):
     assert len(read_pairs(tmp_path / "one photo")) == 2
 
 
-def test_killed_processes_leave_a_set_that_any_number_resumes(tmp_path):
-    """By the command line: one of two is killed, then the first of three, then one process makes the rest."""
+@pytest.mark.parametrize(
+    "kills", [[(2, 1, 10)], pytest.param([(3, 2, 10), (2, 0, 8)], marks=pytest.mark.slow)], ids=["one", "two"]
+)
+def test_killed_processes_leave_a_set_that_any_number_resumes(tmp_path, kills):
+    """By the command line: of so many processes one is killed at a moment; in the end one process makes the rest."""
     config = TINY_CONFIGS / "synthesize" / "style_transfer.yaml"
     words = ["predict", f"-c={config}", "--data.crops_per_photo=4", "--data.limit=24"]
     main([*words, f"--trainer.default_root_dir={tmp_path / 'expected'}"])
     root = tmp_path / "set"
     words.append(f"--trainer.default_root_dir={root}")
     made = 0
-    for ranks, killed_rank, moment in ((2, 1, 10), (3, 0, 8)):
-        ended = command_line(killed_rank, moment, *words, f"--trainer.devices={ranks}", "--trainer.strategy=ddp")
+    for processes, killed, moment in kills:
+        ended = command_line(killed, moment, *words, f"--trainer.devices={processes}", "--trainer.strategy=ddp")
         assert ended.returncode != 0
         assert made < len(read_pairs(root)) < 24
         made = len(read_pairs(root))
