@@ -1,4 +1,4 @@
-"""How many pairs does a CPU second load: PairedImages against ImageFolder, litdata and webdataset on the same pairs?
+"""How many pairs does a CPU second load: PairedImages, StreamedPairs, ImageFolder, litdata, webdataset?
 
 pip install -c constraints.txt -e '.[benchmark]'
 python -m benchmarks.data_loading --pairs PAIR_SET > benchmarks/data_loading.md
@@ -31,7 +31,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
 from benchmarks.runs import commit
-from datamodules import PairedImages
+from datamodules import PairedImages, StreamedPairs
+from pocketgan.pair_convert import export_pairs
 from pocketgan.pair_set import Pair, read_pairs
 
 # gives batches of photos and edits, (B, H, W, 3) bytes, as often as it is iterated over
@@ -58,6 +59,16 @@ def floats_of(loader: Loader, data: PairedImages, module: SimpleNamespace) -> It
 def paired_images(data: PairedImages, folder: Path) -> Loader:  # noqa: ARG001
     data.setup("fit")
     return data.train_dataloader()
+
+
+def streamed_pairs(data: PairedImages, folder: Path) -> Loader:
+    export_pairs(data.root, folder / "chunks", "litdata")
+    streamed = StreamedPairs(
+        str(folder / "chunks"), size=data.size, batch_size=data.batch_size, split=(1.0, 0.0, 0.0), seed=data.seed
+    )
+    streamed.trainer = data.trainer
+    streamed.setup("fit")
+    return streamed.train_dataloader()
 
 
 class ImageFolderPairs(Dataset[dict[str, Tensor]]):
@@ -138,6 +149,7 @@ def webdataset_shards(data: PairedImages, folder: Path, decode_once: bool) -> Lo
 
 LOADERS: dict[str, Callable[[PairedImages, Path], Loader]] = {
     OURS: paired_images,
+    "StreamedPairs": streamed_pairs,
     "ImageFolder": image_folder,
     "litdata": partial(litdata_chunks, decode_once=False),
     "webdataset": partial(webdataset_shards, decode_once=False),
@@ -241,7 +253,7 @@ def page(options: argparse.Namespace, work: Path) -> str:
     )
     answer = f"PairedImages loads {statistics.median(cpu[OURS]):.0f} pairs in a CPU second. That is {compared}."
     reason = (
-        "The gain over the first three is that of decoding once: PairedImages keeps the decoded bytes in a memory map, "
+        "The gain over the next four is that of decoding once: PairedImages keeps the decoded bytes in a memory map, "
         f"here {prepared[OURS][1]:.1f} MB for {megabytes(iter(files)):.1f} MB of files. litdata and webdataset can "
         "store decoded pictures too; the last two rows measure that."
     )
@@ -263,6 +275,8 @@ def page(options: argparse.Namespace, work: Path) -> str:
 
 * PairedImages: `train_dataloader` with `on_after_batch_transfer`. Preparation reads each file, compares its digest and
   decodes it; a photo of several concepts is stored once.
+* StreamedPairs: `train_dataloader` on what `pocketgan pairs convert --to litdata` wrote, pair by pair in the order of
+  PairedImages; the preparation compares each file's digest.
 * ImageFolder: two of them side by side, with the concepts as classes and links to the files.
 * litdata: `optimize` with one process, whose start is in the preparation; chunks of 64 MB, `StreamingDataLoader`,
   files or tensors.

@@ -2,9 +2,9 @@
 
 python -m benchmarks.pair_synthesis --out FOLDER [--size 32|64]
 
-Two editors that benchmarks.tiny_editor trains (an InstructPix2Pix U-Net and a transformer of FLUX.1 Kontext's kind) edit
-photos that they never saw, through DiffusersTeacher as `pocketgan predict` calls it, one photo a call. Sides take turns
-photo by photo, so that load from elsewhere falls on all alike.
+Two editors that benchmarks.tiny_editor trains (an InstructPix2Pix U-Net and a transformer of FLUX.1 Kontext's kind)
+edit photos that they never saw, through DiffusersTeacher as `pocketgan predict` calls it, one photo a call. Sides take
+turns photo by photo, so that load from elsewhere falls on all alike.
 """
 
 import argparse
@@ -23,11 +23,12 @@ import diffusers
 import torch
 from diffusers import MagCacheConfig
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.runs import command_block, commit
-from benchmarks.tiny_editor import build, held_out_pairs
+from benchmarks.tiny_editor import RECIPE, build, build_pairs
 from pocketgan.caches import DeepCache, DenoiserCache, FasterCache, FirstBlockCache, MagCache, TaylorSeerCache
 from pocketgan.images import to_image
 from pocketgan.teachers import DiffusersTeacher
@@ -81,12 +82,13 @@ def measured_ratios(teacher: DiffusersTeacher, photo: Tensor, prompt: str) -> li
     return ratios
 
 
-def measure(kind: str, out: Path, recipe_size: int, photos_count: int) -> tuple[str, Image.Image]:
+def measure(kind: str, out: Path, size: int, photos_count: int) -> tuple[str, Image.Image]:
     """A table of one editor's sides, and a picture of them."""
-    folder = build(out, kind, size=recipe_size)
+    recipe = {**RECIPE, "size": size}
+    folder, pairs = build(out, kind, recipe), load_file(build_pairs(out, recipe) / "pairs.safetensors")
+    photos, targets = pairs["held_out_photo"][:photos_count], pairs["held_out_edit"][:photos_count]
     prompts: dict[str, str] = json.loads((folder / "prompts.json").read_text())
     arguments: dict[str, Any] = json.loads((folder / "arguments.json").read_text())
-    photos, targets = (images[:photos_count] for images in held_out_pairs(out, size=recipe_size))
 
     def teacher_of(steps: int, cache: DenoiserCache | None) -> DiffusersTeacher:
         given = {**arguments, "num_inference_steps": steps}
@@ -125,8 +127,8 @@ def measure(kind: str, out: Path, recipe_size: int, photos_count: int) -> tuple[
         missed = [(run - wanted).abs().mean().item() for run in made[label]]
         share = [one / other for one, other in zip(seconds[label], seconds[reference], strict=True)]
         lines.append(
-            f"| {label} | {flops[label]:.2f} | {flops[label] / flops[reference]:.2f} | {statistics.median(share):.2f} | "
-            f"{'yes' if same else 'no'} | {spread(apart)} | {spread(missed)} |"
+            f"| {label} | {flops[label]:.2f} | {flops[label] / flops[reference]:.2f} | "
+            f"{statistics.median(share):.2f} | {'yes' if same else 'no'} | {spread(apart)} | {spread(missed)} |"
         )
     time_of_first = statistics.median(seconds[reference])
     lines.append(f"\nMedian time of the first: {1e3 * time_of_first:.0f} ms a photo.")
@@ -161,7 +163,7 @@ if __name__ == "__main__":
     diffusers.utils.logging.set_verbosity_error()
     page = [
         f"# What do caches and fewer steps save a diffusion teacher?\n\n{command_block(__doc__)}\n",
-        f"{options.photos} unseen photos of {options.size} px, {len(SEEDS)} seeds (mean ± standard deviation over them), "
+        f"{options.photos} unseen photos of {options.size} px, {len(SEEDS)} seeds (mean ± standard deviation), "
         f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, diffusers "
         f"{diffusers.__version__}, commit {commit()}.\n",
     ]

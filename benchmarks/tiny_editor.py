@@ -296,6 +296,12 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
+def build_pairs(out: Path, recipe: dict[str, Any]) -> Path:
+    """Make the embedded teacher's pairs, or find them: a folder with ``pairs.safetensors`` and ``prompts.json``."""
+    shared = {name: recipe[name] for name in ("version", "seed", "size", "pairs")}
+    return kept(out, "pairs", shared, lambda folder: make_pairs(folder, recipe))
+
+
 def build(out: Path, kind: str = "unet", recipe: dict[str, Any] | None = None) -> Path:
     """Make an editor, or find it.
 
@@ -310,7 +316,7 @@ def build(out: Path, kind: str = "unet", recipe: dict[str, Any] | None = None) -
     """
     recipe = recipe or RECIPE
     shared = {name: recipe[name] for name in ("version", "seed", "size", "pairs")}
-    pairs_folder = kept(out, "pairs", shared, lambda folder: make_pairs(folder, recipe))
+    pairs_folder = build_pairs(out, recipe)
     pairs = load_file(pairs_folder / "pairs.safetensors")
     prompts: dict[str, str] = json.loads((pairs_folder / "prompts.json").read_text())
     shared["autoencoder"] = recipe["autoencoder"]

@@ -5,6 +5,7 @@ from callbacks.clip_score_early_stopping import ClipScoreEarlyStopping
 from callbacks.diffusion_adapter_writer import DiffusionAdapterWriter
 from callbacks.image_budget import ImageBudget
 from callbacks.loss_tracking_early_stopping import LossTrackingEarlyStopping
+from callbacks.pair_estimate import PairEstimate
 from callbacks.pair_writer import PairWriter
 from callbacks.personalization_writer import PersonalizationWriter
 from callbacks.pipeline_writer import PipelineWriter
@@ -19,6 +20,7 @@ __all__ = [
     "ImageBudget",
     "LossTrackingEarlyStopping",
     "MetricsCSV",
+    "PairEstimate",
     "PairWriter",
     "PersonalizationWriter",
     "PipelineWriter",

@@ -1,5 +1,6 @@
 """Puts synthesised pairs on disk."""
 
+import os
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,10 +31,11 @@ class PairWriter(BasePredictionWriter):
 
     def __init__(self, root: Path, image_format: Literal["png", "jpeg"] = "png") -> None:
         super().__init__(write_interval="batch")
-        self._root = root
-        self._image_format = image_format
+        self.root = root
+        self.image_format = image_format
         self._writer: PairSetWriter | None = None
         self._pairs_before = 0
+        self._parent = 0
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -45,41 +47,32 @@ class PairWriter(BasePredictionWriter):
             RuntimeError: If another process is writing the set.
         """
         super().setup(trainer, pl_module, stage)
-        datamodule = _source_photos(trainer)
-        if not isinstance(pl_module, PairSynthesis):
-            raise TypeError(f"PairWriter writes the pairs of PairSynthesis, not of {type(pl_module).__name__}")
-        if trainer.precision != "32-true":
-            raise ValueError(
-                f"trainer.precision is {trainer.precision}, which would change the stored photos; "
-                f"leave it at 32-true and give the teacher its own dtype"
-            )
+        module, datamodule = synthesis_of(trainer, pl_module)
         # Pairs are on disk once written; keeping them all would fill the memory.
         trainer.predict_loop.return_predictions = False
-        settings = {
-            **pl_module.settings,
-            "photos": datamodule.settings,
-            "image_format": self._image_format,
-            "versions": _versions(),
-        }
-        self._writer = self._opened(trainer, settings)
+        self._writer, done = self._opened(trainer, settings_of(module, datamodule, self.image_format))
         self._pairs_before = len(self._writer.pairs)
-        done = self._writer.concepts_by_id()
-        pl_module.leave_out(done)
-        datamodule.exclude({photo_id for photo_id, names in done.items() if names >= set(pl_module.concepts)})
+        self._parent = os.getppid()
+        module.leave_out(done)
+        datamodule.exclude({photo_id for photo_id, names in done.items() if names >= set(module.concepts)})
 
-    def _opened(self, trainer: Trainer, settings: dict[str, Any]) -> PairSetWriter:
-        # Rank 0 opens first and shares its refusal, or the others would wait for it for ever.
+    def _opened(self, trainer: Trainer, settings: dict[str, Any]) -> tuple[PairSetWriter, dict[str, set[str]]]:
+        """The process's writer, and the pairs that are done: id to concepts."""
+        # Rank 0 opens first and shares its refusal, or the others would wait for it for ever. All share its list of
+        # what is done, too: photos dealt by different lists would leave gaps.
         opened: PairSetWriter | None = None
         refusal: Exception | None = None
+        done: dict[str, set[str]] = {}
         if trainer.is_global_zero:
             try:
-                opened = PairSetWriter(self._root, settings)
+                opened = PairSetWriter(self.root, settings)
+                done = opened.concepts_by_id()
             except (OSError, RuntimeError, ValueError) as error:
                 refusal = error
-        refusal = trainer.strategy.broadcast(refusal)
+        refusal, done = trainer.strategy.broadcast((refusal, done))
         if refusal is not None:
             raise refusal
-        return opened or PairSetWriter(self._root, settings, rank=trainer.global_rank)
+        return opened or PairSetWriter(self.root, settings, rank=trainer.global_rank), done
 
     @override
     def write_on_batch_end(
@@ -94,23 +87,32 @@ class PairWriter(BasePredictionWriter):
     ) -> None:
         assert self._writer is not None, "setup opens it"
         self._writer.write(prediction)
+        if trainer.local_rank and os.getppid() != self._parent:
+            # Lightning's launcher ends the others when one of those that it started dies, but nobody sees to these when
+            # it is killed itself: they would go on, then fail where they wait for rank 0
+            raise RuntimeError(
+                f"the process that started rank {trainer.global_rank} has ended; start the same command again, which "
+                "goes on where this one was"
+            )
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Merge what all processes wrote, and say what there is."""
         if self._writer is None:
             return
+        if not trainer.is_global_zero:
+            self._writer.close()
         trainer.strategy.barrier("pairs written")
-        self._writer.close()
         if trainer.is_global_zero:
-            self._report(self._writer, _source_photos(trainer).skipped)
+            self._writer.close()
+            self._report(self._writer, synthesis_of(trainer, pl_module)[1].skipped)
         self._writer = None
 
     def _report(self, writer: PairSetWriter, skipped: dict[str, str]) -> None:
         done = writer.concepts_by_id()
         concepts = {concept for concept, _ in writer.pairs}
         line = (
-            f"{len(writer.pairs) - self._pairs_before} pairs written to {self._root}, which now holds "
+            f"{len(writer.pairs) - self._pairs_before} pairs written to {self.root}, which now holds "
             f"{len(writer.pairs)} ({len(done)} photos, {len(concepts)} concepts); {len(skipped)} photos "
             f"skipped"
         )
@@ -125,11 +127,34 @@ class PairWriter(BasePredictionWriter):
             self._writer = None
 
 
-def _source_photos(trainer: Trainer) -> SourcePhotos:
+def synthesis_of(trainer: Trainer, pl_module: LightningModule) -> tuple[PairSynthesis, SourcePhotos]:
+    """The module and datamodule of a synthesis.
+
+    Raises:
+        TypeError: The module is not PairSynthesis or the datamodule not SourcePhotos.
+        ValueError: The trainer's precision is not 32-true.
+    """
     datamodule = getattr(trainer, "datamodule", None)
     if not isinstance(datamodule, SourcePhotos):
         raise TypeError(f"PairWriter needs SourcePhotos as the datamodule, not {type(datamodule).__name__}")
-    return datamodule
+    if not isinstance(pl_module, PairSynthesis):
+        raise TypeError(f"PairWriter writes the pairs of PairSynthesis, not of {type(pl_module).__name__}")
+    if trainer.precision != "32-true":
+        raise ValueError(
+            f"trainer.precision is {trainer.precision}, which would change the stored photos; "
+            f"leave it at 32-true and give the teacher its own dtype"
+        )
+    return pl_module, datamodule
+
+
+def settings_of(module: PairSynthesis, datamodule: SourcePhotos, image_format: str) -> dict[str, Any]:
+    """The manifest's content."""
+    return {
+        **module.settings,
+        "photos": datamodule.settings,
+        "image_format": image_format,
+        "versions": _versions(),
+    }
 
 
 def _versions() -> dict[str, str]:

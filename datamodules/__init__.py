@@ -4,5 +4,6 @@ from datamodules.concept_images import ConceptImages
 from datamodules.labelled_latents import LabelledLatents
 from datamodules.paired_images import PairedImages
 from datamodules.source_photos import SourcePhotos
+from datamodules.streamed_pairs import StreamedPairs
 
-__all__ = ["ConceptImages", "LabelledLatents", "PairedImages", "SourcePhotos"]
+__all__ = ["ConceptImages", "LabelledLatents", "PairedImages", "SourcePhotos", "StreamedPairs"]

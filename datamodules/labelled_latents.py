@@ -15,10 +15,10 @@ from torchvision.datasets import ImageFolder
 
 from datamodules.array_files import allocate, built_once, mapped
 from datamodules.image_clock_data import ImageClockData
-from datamodules.pair_files import Split
 from pocketgan.digest import weights_digest
 from pocketgan.dit_pipeline import downscaling, load_autoencoder, scaled_latents
 from pocketgan.images import IMAGE_SUFFIXES, UnreadableImageError, centred_square, load_photo, to_tensor
+from pocketgan.pair_files import Split
 
 _ENCODED_AT_ONCE = 16
 

@@ -2,74 +2,44 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
-from torchvision.transforms.functional import center_crop
 
 from datamodules.array_files import allocate, built_once, mapped
-from datamodules.image_clock_data import ImageClockData
-from datamodules.pair_files import (
-    SPLITS,
-    PairFile,
-    Split,
-    pairs_of_aligned_folder,
-    pairs_of_pair_set,
-    split_of_groups,
-)
+from datamodules.pair_batches import PairBatches, PairDataset, scaled_square
 from pocketgan.files import sha256_of
 from pocketgan.images import load_photo
-from pocketgan.metrics import FeatureExtractor, reference_features
-from pocketgan.pair_set import is_unfinished, set_hash
-from pocketgan.selection import read_selection
+from pocketgan.pair_files import PairFile, is_aligned_folder, pairs_of_aligned_folder, pairs_of_pair_set, side_by_side
+from pocketgan.pair_set import MANIFEST_FILE_NAME, is_unfinished, set_hash
 
 
-class PairDataset(Dataset[dict[str, Any]]):
+class MappedPairDataset(PairDataset):
     """Pairs of one split as uint8 arrays from memory-mapped files.
 
-    Whole batches are fetched at once (``__getitems__``, which DataLoader and Subset look for): ``photo`` and ``edit``
-    (B, S, S, 3) uint8, ``concept`` and ``prompt`` (lists of B). A loader over it needs ``collate_fn=as_it_is``.
+    Args:
+        cache: Folder of the files.
+        pairs: Those of the split.
+        rows: Of each pair's photo and edit in the files.
     """
 
     def __init__(self, cache: Path, pairs: list[PairFile], rows: list[tuple[int, int]]) -> None:
+        super().__init__(pairs)
         self.photos, self.edits = mapped(cache / "photos.npy"), mapped(cache / "edits.npy")
-        self.pairs = pairs
         self.rows = torch.tensor(rows).reshape(-1, 2)
 
-    def __len__(self) -> int:
-        """Number of pairs."""
-        return len(self.pairs)
-
-    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
-        """One batch."""
-        rows, pairs = self.rows[indices], [self.pairs[index] for index in indices]
-        return {
-            "photo": self.photos.index_select(0, rows[:, 0]),
-            "edit": self.edits.index_select(0, rows[:, 1]),
-            "concept": [pair.concept for pair in pairs],
-            "prompt": [pair.prompt for pair in pairs],
-        }
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """One pair: ``photo`` and ``edit`` (S, S, 3) uint8, ``concept``, ``prompt``."""
-        return {name: values[0] for name, values in self.__getitems__([index]).items()}
+    def pictures(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Rows of the files."""
+        rows = self.rows[indices]
+        return self.photos.index_select(0, rows[:, 0]), self.edits.index_select(0, rows[:, 1])
 
 
-def as_it_is(batch: Any) -> Any:
-    """Take a batch that is one already."""
-    return batch
-
-
-class PairedImages(ImageClockData):
+class PairedImages(PairBatches):
     """Photos with their edits, split by photo, decoded once.
 
     The first use decodes each picture into a memory-mapped uint8 cache that is keyed by the set's hash and the size;
@@ -109,18 +79,20 @@ class PairedImages(ImageClockData):
         cache: Path | None = None,
         training_photos: Path | None = None,
     ) -> None:
-        super().__init__()
-        if min(split) < 0 or abs(sum(split) - 1) > 1e-6 or not split[0]:
-            raise ValueError(f"split {split} must be three fractions that add up to 1, the first above 0")
-        if crop_from is not None and crop_from < size:
-            raise ValueError(f"crop_from {crop_from} is below size {size}; crops of {size} need at least as much")
-        self.root, self.cache = root, cache or root / ".cache"
-        self.selected, self.training_photos = concepts, training_photos
-        self.size, self.stored_size, self.flip = size, crop_from or size, flip
-        self.batch_size, self.num_workers = batch_size, num_workers
-        self.fractions, self.seed = split, seed
-        self.prompts: dict[str, str] = {}
-        self.datasets: dict[Split, PairDataset] = {}
+        self.root = root
+        super().__init__(
+            root,
+            concepts,
+            size,
+            crop_from,
+            flip,
+            batch_size,
+            split,
+            seed,
+            num_workers,
+            cache or root / ".cache",
+            training_photos,
+        )
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """Read the set and open or build its cache.
@@ -133,57 +105,18 @@ class PairedImages(ImageClockData):
         if self.datasets:
             return
         pairs, digest = self._read()
-        undealt = {pair.group for pair in pairs if pair.split is None}
-        dealt = split_of_groups(undealt, self.fractions, self.seed) if undealt else {}
-        sides = [pair.split or dealt[pair.group] for pair in pairs]
-        training_photos = self._read_training_photos(pairs, sides)
-        known = {pair.concept: pair.prompt for pair in pairs}
-        selected = read_selection(self.selected) if isinstance(self.selected, Path) else self.selected
-        unknown = sorted(set(selected or ()) - set(known))
-        if unknown:
-            raise ValueError(f"unknown concept {', '.join(unknown)}; {self.root} holds {', '.join(sorted(known))}")
-        self.prompts = {name: known[name] for name in sorted(selected or known)}
+        places = self.places_of_splits(pairs)
         self.set_hash = digest
         cache, rows = self._build_cache(pairs, digest), _rows(pairs)
-        for split in SPLITS:
-            chosen = [
-                place
-                for place, pair in enumerate(pairs)
-                if sides[place] == split
-                and pair.concept in self.prompts
-                and (split != "train" or training_photos is None or self.photo_name(pair) in training_photos)
-            ]
-            self.datasets[split] = PairDataset(cache, [pairs[i] for i in chosen], [rows[i] for i in chosen])
-
-    def photo_name(self, pair: PairFile) -> str:
-        """A photo's name in a selection file: its file relative to the root, with forward slashes."""
-        return pair.photo.relative_to(self.root).as_posix()
-
-    def _read_training_photos(self, pairs: list[PairFile], sides: list[Split]) -> set[str] | None:
-        if self.training_photos is None:
-            return None
-        names = read_selection(self.training_photos)
-        side_of = {self.photo_name(pair): side for pair, side in zip(pairs, sides, strict=True)}
-        unknown = [name for name in names if name not in side_of]
-        if unknown:
-            raise ValueError(
-                f"{self.training_photos} names {_some(unknown)}, which {self.root} does not hold; choose from this set "
-                "with `pocketgan select photos`"
-            )
-        held_out = [f"{name} ({side_of[name]})" for name in names if side_of[name] != "train"]
-        if held_out:
-            raise ValueError(
-                f"{self.training_photos} names {_some(held_out)}, held out here: training on it would leak; "
-                f"choose again with data.split and data.seed of this run, {list(self.fractions)} and {self.seed}"
-            )
-        return set(names)
+        for split, chosen in places.items():
+            self.datasets[split] = MappedPairDataset(cache, [pairs[i] for i in chosen], [rows[i] for i in chosen])
 
     def _read(self) -> tuple[list[PairFile], str]:
-        if (self.root / "manifest.json").is_file():
+        if (self.root / MANIFEST_FILE_NAME).is_file():
             pairs, digest = pairs_of_pair_set(self.root), set_hash(self.root)
             if is_unfinished(self.root):
                 rank_zero_warn(f"the synthesis of {self.root} was broken off; `pocketgan predict` again makes the rest")
-        elif (self.root / "train").is_dir():
+        elif is_aligned_folder(self.root):
             pairs = pairs_of_aligned_folder(self.root)
             stats = [(str(pair.photo.relative_to(self.root)), pair.photo.stat()) for pair in pairs]
             listing = json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
@@ -218,28 +151,19 @@ class PairedImages(ImageClockData):
             description=f"Decoding {self.root.name} at {self.stored_size} px",
         ):
             if pair.photo == pair.edit:
-                picture = load_photo(pair.photo).image
-                half = picture.width // 2
-                if picture.width % 2:
-                    raise ValueError(
-                        f"{pair.photo} is {picture.width} px wide; photo and edit side by side need an even width"
-                    )
-                photo, edit = (
-                    picture.crop((0, 0, half, picture.height)),
-                    picture.crop((half, 0, 2 * half, picture.height)),
-                )
+                photo, edit = side_by_side(pair.photo)
             else:
                 edit = self._load(pair, pair.edit, 1)
                 photo = self._load(pair, pair.photo, 0) if pair.photo not in decoded else None
             if photo is not None:
                 decoded[pair.photo] = photo.size
-                photos[photo_row] = self._scaled(photo, pair.photo)
+                photos[photo_row] = scaled_square(photo, pair.photo, self.stored_size)
             if edit.size != decoded[pair.photo]:
                 raise ValueError(
                     f"{pair.edit} is {edit.size[0]}x{edit.size[1]}, its photo {decoded[pair.photo][0]}x"
                     f"{decoded[pair.photo][1]}; both sides of a pair must have one size: make the edit again"
                 )
-            edits[edit_row] = self._scaled(edit, pair.edit)
+            edits[edit_row] = scaled_square(edit, pair.edit, self.stored_size)
         photos.flush()
         edits.flush()
 
@@ -255,121 +179,6 @@ class PairedImages(ImageClockData):
                 "and run the synthesis again, which makes it anew"
             )
         return load_photo(file).image
-
-    def _scaled(self, image: Image.Image, file: Path) -> np.ndarray:
-        if min(image.size) < self.stored_size:
-            raise ValueError(
-                f"{file} is {image.width}x{image.height}, below the {self.stored_size} px asked for; "
-                f"set size to {min(image.size)} or less, or synthesize the pairs at a larger size"
-            )
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        square = image.crop((left, top, left + side, top + side))
-        return np.asarray(square.resize((self.stored_size, self.stored_size), Image.Resampling.LANCZOS))
-
-    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Shuffled batches; the order depends on seed and epoch alone, not on the number of ranks.
-
-        Raises:
-            ValueError: The batch does not divide over the ranks, or is larger than the training split.
-        """
-        dataset = self.datasets["train"]
-        self.check_batch(len(dataset), "pairs", "photos")
-        return self.training_loader(
-            dataset,
-            collate_fn=as_it_is,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def _evaluation_dataloader(self, split: Split) -> DataLoader[dict[str, Any]]:
-        _, ranks = self.rank_and_ranks
-        dataset = self.datasets[split]
-        if not len(dataset):
-            raise ValueError(f"the {split} split is empty; give it a fraction above 0 in data.split")
-        if len(dataset) < ranks:
-            raise ValueError(f"the {split} split has {len(dataset)} pairs for {ranks} ranks; each rank needs one")
-        return self.evaluation_loader(dataset, collate_fn=as_it_is)
-
-    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Every validation pair once, over all ranks together."""
-        return self._evaluation_dataloader("val")
-
-    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Every test pair once, over all ranks together."""
-        return self._evaluation_dataloader("test")
-
-    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:  # noqa: ARG002
-        """Turn bytes into floats on the device and, in training, crop and flip photo and edit alike."""
-        if self.trainer and self.trainer.training:
-            batch["photo"], batch["edit"] = self._augmented(batch["photo"], batch["edit"])
-        else:
-            batch["photo"], batch["edit"] = self._to_float(batch["photo"]), self._to_float(batch["edit"])
-        return batch
-
-    def _to_float(self, pictures: Tensor) -> Tensor:
-        """(B, S, S, 3) bytes to the centre (B, 3, size, size) in [-1, 1]."""
-        # in place: a further array of this size would be new memory from the system each time
-        return center_crop(pictures.permute(0, 3, 1, 2), [self.size, self.size]).float().div_(127.5).sub_(1)
-
-    def _augmented(self, *sides: Tensor) -> tuple[Tensor, ...]:
-        """Crop and flip photos and edits (B, S, S, 3) alike and make floats of them, as ``_to_float`` does.
-
-        The draws depend on seed and images seen alone, for the whole global batch, so that a resumed run, and a run on
-        another number of ranks, see the same pictures.
-        """
-        rank, ranks = self.rank_and_ranks
-        draws = torch.rand(len(sides[0]) * ranks, 3, generator=self.generator())[rank::ranks]
-        room = self.stored_size - self.size
-        augmented = []
-        for pictures in sides:
-            floats = torch.empty(len(pictures), self.size, self.size, 3, device=pictures.device)
-            for picture, into, (flip, *corner) in zip(pictures, floats, draws.tolist(), strict=True):
-                top, left = (int(place * (room + 1)) for place in corner)
-                cropped = picture[top : top + self.size, left : left + self.size]
-                into.copy_(cropped.flip(1) if self.flip and flip < 0.5 else cropped)
-            augmented.append(floats.div_(127.5).sub_(1).permute(0, 3, 1, 2))
-        return tuple(augmented)
-
-    def edits(self, split: Split, batch_size: int = 16) -> Iterator[tuple[Tensor, list[str]]]:
-        """The teacher's edits of a split: batches (B, 3, size, size) in [-1, 1] with their concepts."""
-        dataset = self.datasets[split]
-        loader: DataLoader[dict[str, Any]] = DataLoader(
-            dataset, batch_size, collate_fn=as_it_is, generator=torch.Generator()
-        )
-        for batch in loader:
-            yield self._to_float(batch["edit"]), batch["concept"]
-
-    def photos(self, split: Split, batch_size: int = 16) -> Iterator[tuple[Tensor, list[str]]]:
-        """Each photo of a split once: batches (B, 3, size, size) in [-1, 1] with their names (``photo_name``)."""
-        dataset = self.datasets[split]
-        places: dict[str, int] = {}
-        for place, pair in enumerate(dataset.pairs):
-            places.setdefault(self.photo_name(pair), place)
-        names, once = list(places), Subset(dataset, list(places.values()))
-        loader: DataLoader[dict[str, Any]] = DataLoader(
-            once, batch_size, collate_fn=as_it_is, generator=torch.Generator()
-        )
-        for number, batch in enumerate(loader):
-            yield self._to_float(batch["photo"]), names[number * batch_size : (number + 1) * batch_size]
-
-    def reference_features(self, split: Split, extractor: FeatureExtractor) -> dict[str, Tensor]:
-        """Features (N, D) of the teacher's edits by concept; computed once for a set, split and size, then read."""
-        sizes = f"{self.stored_size}-{self.size}"
-        chosen = hashlib.sha256("/".join(self.prompts).encode()).hexdigest()[:8]
-        dealt: list[Any] = [self.fractions, self.seed]
-        if split == "train" and self.training_photos is not None:
-            dealt.append(sorted({self.photo_name(pair) for pair in self.datasets[split].pairs}))
-        split_key = hashlib.sha256(json.dumps(dealt).encode()).hexdigest()[:8]
-        name = f"{self.set_hash[:16]}-{sizes}-{split}-{split_key}-{chosen}-{extractor.frechet_name}.safetensors"
-        with FileLock(self.cache / "lock"):
-            return reference_features(extractor, self.edits(split), self.cache / name)
-
-
-def _some(names: list[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def _rows(pairs: list[PairFile]) -> list[tuple[int, int]]:

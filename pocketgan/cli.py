@@ -10,7 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_origin
 
-from pocketgan.commands import adapt, edit, export, pairs_import, quickstart, select_concepts, select_photos
+from pocketgan.commands import (
+    adapt,
+    edit,
+    export,
+    pairs_convert,
+    pairs_import,
+    quickstart,
+    select_concepts,
+    select_photos,
+)
 
 LIGHTNING_COMMANDS = {
     "fit": "Train a base or an adapter from YAML files.",
@@ -18,6 +27,8 @@ LIGHTNING_COMMANDS = {
     "test": "Measure a trained run on its test photos.",
     "predict": "Let a teacher edit photos and write them as a pair set.",
 }
+
+DRY_RUNS = {"predict": "Say how many pairs, megabytes and hours it would take, by a timed sample; write nothing."}
 
 
 def _ignore_upstream_warnings() -> None:
@@ -92,15 +103,25 @@ def run_lightning(args: list[str] | None) -> None:
         ImageBudget,
         LossTrackingEarlyStopping,
         MetricsCSV,
+        PairEstimate,
+        PairWriter,
         RandomState,
         SaveRunConfig,
     )
+    from callbacks.pair_estimate import SAMPLE_BATCHES
     from lightning_modules.run import constructor_errors_unwrapped, without_text_encoder
 
     _ignore_upstream_warnings()
     _keep_null_inside_nested_classes()
 
     class PocketganCLI(LightningCLI):
+        def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+            # the one hook that knows the subcommand
+            parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+            if subcommand in DRY_RUNS:
+                parser.add_argument("--dry-run", action="store_true", help=DRY_RUNS[subcommand])
+            return parser
+
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
             # one last.ckpt, replaced at each validation: a second version beside it would leave readers with the first
@@ -151,6 +172,9 @@ def run_lightning(args: list[str] | None) -> None:
             # Lightning refuses the YAMLs' bar beside enable_progress_bar=false
             refused = ProgressBar if trainer.enable_progress_bar is False else ()
             callbacks = [each for each in [*callbacks, early_stopping] if each and not isinstance(each, refused)]
+            if self._get(self.config_init, "dry_run"):
+                kwargs |= {"logger": False, "limit_predict_batches": SAMPLE_BATCHES}
+                callbacks = [PairEstimate.of(each) if isinstance(each, PairWriter) else each for each in callbacks]
             kwargs["callbacks"] = callbacks
             return super().instantiate_trainer(**kwargs)
 
@@ -176,6 +200,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "adapt": adapt,
     "edit": edit,
     "export": export,
+    "pairs convert": pairs_convert,
     "pairs import": pairs_import,
     "select concepts": select_concepts,
     "select photos": select_photos,
@@ -247,7 +272,7 @@ def main(args: list[str] | None = None) -> None:
     if command in LIGHTNING_COMMANDS:
         try:
             run_lightning(args)
-        except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
+        except (ValueError, TypeError, OSError, ImportError, MemoryError, RuntimeError) as error:
             if args is None and _is_refusal(error):
                 raise SystemExit(f"pocketgan {command}: {error}") from error
             raise

@@ -371,3 +371,47 @@ def pairs_import(
     for reason in left_out.values():
         print(f"left out: {reason}")
     print(f"{out} holds {count} pairs, {len(left_out)} were left out; train on it with --data.root {out}")
+
+
+def pairs_convert(
+    source: Path,
+    *,
+    out: Path,
+    to: Literal["pairs", "imagefolder", "aligned", "litdata"] = "pairs",
+    concepts: list[str] | None = None,
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+    prompts: dict[str, str] | None = None,
+    size: int | None = None,
+) -> None:
+    """Write a pair set in another tool's layout, or make a pair set of such a layout.
+
+    Args:
+        source: A pair set for all but "pairs", else what lies in one of the other layouts, which is recognised.
+        out: Folder to make; of a pair set its root, where a conversion that was broken off goes on.
+        to: imagefolder for Hugging Face datasets, aligned for pytorch-CycleGAN-and-pix2pix, litdata for StreamedPairs.
+        concepts: Of a pair set: those to write; all if not given.
+        split: Of a pair set to imagefolder and aligned: fractions of the photos for train, val and test.
+        seed: Likewise: deals the split, as data.seed of a training.
+        prompts: To a pair set: text of each concept, for example '{facades: a facade}'; its name where there is none.
+        size: To a pair set: side in pixels that is stored, of the largest centred square; the pictures' own if not
+            given.
+    """
+    from pocketgan.pair_convert import export_pairs, import_converted, kind_of
+
+    kind = kind_of(source)
+    if to == "pairs":
+        if kind == "pairs":
+            raise ValueError(f"{source} is a pair set; say what to make of it: --to imagefolder, aligned or litdata")
+        count = import_converted(source, out, prompts, size)
+        print(f"{out} holds {count} pairs of {source} ({kind}); train on it with --data.root {out}")
+        return
+    if kind != "pairs":
+        raise ValueError(f"{source} is {kind}; make it a pair set first: `pocketgan pairs convert {source} --out ROOT`")
+    count = export_pairs(source, out, to, concepts, split, seed)
+    use = {
+        "imagefolder": f'load it with datasets.load_dataset("imagefolder", data_dir="{out}")',
+        "aligned": f"train on it with pytorch-CycleGAN-and-pix2pix's --dataroot {out}, or here with --data.root {out}",
+        "litdata": f"train on it with --data StreamedPairs --data.root {out}, or copy it to object storage first",
+    }
+    print(f"{out} holds {count} pairs of {source} as {to}; {use[to]}")

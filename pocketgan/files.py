@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from filelock import FileLock, Timeout
+
 TEMPORARY_SUFFIX = ".incomplete"
 
 _REMEDIES = {
@@ -90,6 +92,46 @@ def whole_files(folder: Path) -> Iterator[Path]:
             target = folder / file.relative_to(temporary)
             target.parent.mkdir(parents=True, exist_ok=True)
             file.replace(target)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Let a folder be filled beside its place, and take the name in one step once all is on the disk.
+
+    A process killed in between leaves only a hidden temporary folder, which the next one clears away.
+
+    Args:
+        folder: Must not exist, or be empty. The folder that holds it is made if need be.
+
+    Yields:
+        The folder to write to. An error while it is written leaves nothing behind.
+
+    Raises:
+        OSError: It cannot be written, or another process is filling it.
+    """
+    building, lock_path = (folder.with_name(f".{folder.name}{suffix}") for suffix in (TEMPORARY_SUFFIX, ".lock"))
+    with explained_write_error(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(lock_path)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise BlockingIOError(
+                f"{folder} is being written by another process, which holds {lock_path}; wait until it ends"
+            ) from None
+        try:
+            shutil.rmtree(building, ignore_errors=True)
+            building.mkdir()
+            yield building
+            for file in building.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as written:
+                        os.fsync(written.fileno())
+            building.replace(folder)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+            lock.release()
+            lock_path.unlink(missing_ok=True)
 
 
 def remove_temporaries(folder: Path) -> None:

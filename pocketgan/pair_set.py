@@ -31,6 +31,8 @@ LOCK_FILE_NAME = ".writer.lock"
 
 _SETTINGS = ("concepts", "image_format", "photos", "seed", "size", "teacher", "versions")
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
+_DIFFERENCES_IN_MESSAGE = 12
+_VALUE_LENGTH = 80
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,25 @@ def read_pairs(root: Path, include_dropped: bool = False) -> list[Pair]:
     return [pair for _, pair in sorted(pairs.items()) if include_dropped or pair.dropped is None]
 
 
+def complete_pairs(root: Path) -> dict[tuple[str, str], Pair]:
+    """Return the pairs whose files are there, by (concept, id), the dropped among them; none if there is no set."""
+    if not (root / MANIFEST_FILE_NAME).exists():
+        return {}
+    return {
+        (pair.concept, pair.id): pair
+        for pair in read_pairs(root, include_dropped=True)
+        if all((root / name).is_file() for name in (pair.photo_file_name, pair.edit_file_name))
+    }
+
+
+def concepts_by_id(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
+    """Turn (concept, id) into the concepts that each photo has: id to names."""
+    done: dict[str, set[str]] = {}
+    for concept, photo_id in pairs:
+        done.setdefault(photo_id, set()).add(concept)
+    return done
+
+
 def set_hash(root: Path) -> str:
     """Return a name for the set's exact content: SHA-256 over its manifest and its sorted pairs.
 
@@ -139,8 +160,12 @@ def set_hash(root: Path) -> str:
         FileNotFoundError: If `root` is not a pair set.
         ValueError: If it is broken.
     """
-    pairs = read_pairs(root, include_dropped=True)
-    return hashlib.sha256(_canonical(read_manifest(root)) + b"".join(map(_line, pairs))).hexdigest()
+    return content_hash(read_manifest(root), read_pairs(root, include_dropped=True))
+
+
+def content_hash(manifest: Mapping[str, Any], pairs: Iterable[Pair]) -> str:
+    """Return SHA-256 over a manifest and pairs sorted by concept and id, in hexadecimal."""
+    return hashlib.sha256(_canonical(manifest) + b"".join(map(_line, pairs))).hexdigest()
 
 
 def is_unfinished(root: Path) -> bool:
@@ -171,9 +196,13 @@ def _read_lines(path: Path) -> list[Pair]:
     return pairs
 
 
+def record_of(pair: Pair) -> dict[str, Any]:
+    """A pair as its line has it: what is not known is left out."""
+    return {key: value for key, value in asdict(pair).items() if value is not None}
+
+
 def _line(pair: Pair) -> bytes:
-    record = {key: value for key, value in asdict(pair).items() if value is not None}
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    return json.dumps(record_of(pair), ensure_ascii=False).encode() + b"\n"
 
 
 def _canonical(value: Any) -> bytes:
@@ -188,8 +217,13 @@ class PairSetWriter:
     journals into pairs.jsonl when the set is opened and closed. The files do not depend on how often the work
     was interrupted, nor on the number of processes.
 
-    With several processes, rank 0 must be open before the others open, and the others done before rank 0
-    closes.
+    With several processes, rank 0 must be open before the others open, and the others closed before rank 0
+    closes. On several machines all must see one file system. Each process appends to a journal of its own, named
+    by its rank over all machines, and syncs every line; file names are taken by renaming, which is one step on
+    NFS, Lustre and the like too. Rank 0's lock is an flock: it keeps out a second run on any machine if the file
+    system passes locks on (NFS does unless mounted with nolock, Lustre if mounted with flock), on its own machine
+    only if not. A file that another machine made a moment ago may not be listed yet: a journal that rank 0 misses
+    when it closes is read by all readers, and merged when the set is opened next.
 
     Attributes:
         pairs: What is complete, by (concept, id).
@@ -236,6 +270,11 @@ class PairSetWriter:
                     f"pair set {self.root} is being written by another process, which holds {lock_path}; "
                     f"wait until it ends, or choose another root"
                 ) from None
+            except NotImplementedError as error:
+                raise OSError(
+                    f"{lock_path} cannot be locked: the file system has no locks; mount it with them (flock), or "
+                    "choose a root on another"
+                ) from error
         self._lock = lock
         try:
             self._write_manifest(settings)
@@ -256,26 +295,19 @@ class PairSetWriter:
             wanted["concepts"] = found["concepts"] | wanted["concepts"]
             # The set keeps the versions that it began with, or its name would change at every upgrade.
             wanted["versions"] = found["versions"]
-        elif not path.exists() and any(self.root.glob("[!.]*")):
-            raise ValueError(f"{self.root} holds other files and no {MANIFEST_FILE_NAME}; choose a new or empty folder")
+        _check_no_other_files(self.root)
         wanted["hash"] = hashlib.sha256(_canonical(wanted)).hexdigest()
         content = json.dumps(wanted, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
         if not path.exists() or path.read_bytes() != content:
             write_whole(path, content)
 
     def _read_complete(self) -> None:
-        for pair in read_pairs(self.root, include_dropped=True):
-            files = (pair.photo_file_name, pair.edit_file_name)
-            if all((self.root / name).is_file() for name in files):
-                self.pairs[pair.concept, pair.id] = pair
+        self.pairs = complete_pairs(self.root)
         self._photo_sha256 = {pair.id: pair.photo_sha256 for pair in self.pairs.values()}
 
     def concepts_by_id(self) -> dict[str, set[str]]:
         """Return the concepts that each photo already has: id to names."""
-        done: dict[str, set[str]] = {}
-        for concept, photo_id in self.pairs:
-            done.setdefault(photo_id, set()).add(concept)
-        return done
+        return concepts_by_id(self.pairs)
 
     def write(self, edited_photos: Iterable[EditedPhoto]) -> None:
         """Write pairs; each is safe on disk before the next begins.
@@ -301,7 +333,7 @@ class PairSetWriter:
         suffix = _SUFFIXES[self._image_format]
         photo_file_name = f"photos/{edited.id}{suffix}"
         edit_file_name = f"edits/{edited.concept}/{edited.id}{suffix}"
-        photo = self._encoded(edited.photo)
+        photo = encoded(edited.photo, self._image_format)
         photo_sha256 = hashlib.sha256(photo).hexdigest()
         known = self._photo_sha256.get(edited.id)
         if known is None:
@@ -312,7 +344,7 @@ class PairSetWriter:
                 f"pair set {self.root} holds another photo under the id {edited.id}: the photo has changed, "
                 f"or the libraries that scale it have; write to another root"
             )
-        edit = self._encoded(edited.edit)
+        edit = encoded(edited.edit, self._image_format)
         self._write_file(edit_file_name, edit)
         pair = Pair(
             id=edited.id,
@@ -327,14 +359,6 @@ class PairSetWriter:
         )
         self._append(pair)
         self.pairs[pair.concept, pair.id] = pair
-
-    def _encoded(self, tensor: Tensor) -> bytes:
-        buffer = io.BytesIO()
-        if self._image_format == "png":
-            to_image(tensor).save(buffer, "PNG")
-        else:
-            to_image(tensor).save(buffer, "JPEG", quality=95, subsampling="4:4:4")
-        return buffer.getvalue()
 
     def _write_file(self, name: str, data: bytes) -> None:
         path = self.root / name
@@ -378,6 +402,21 @@ class PairSetWriter:
                 self._lock = None
 
 
+def encoded(picture: Tensor, image_format: str) -> bytes:
+    """The content of a stored file.
+
+    Args:
+        picture: (3, H, W) in [-1, 1].
+        image_format: "png", or "jpeg" at quality 95 without chroma subsampling.
+    """
+    buffer = io.BytesIO()
+    if image_format == "png":
+        to_image(picture).save(buffer, "PNG")
+    else:
+        to_image(picture).save(buffer, "JPEG", quality=95, subsampling="4:4:4")
+    return buffer.getvalue()
+
+
 def as_name(text: str) -> str:
     """Make a text fit to name a concept or a photo of a set: what cannot be part of a file's name becomes _."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", text)
@@ -388,24 +427,63 @@ def _check_name(name: str, kind: str) -> None:
         raise ValueError(f"{kind} {name!r} cannot name a file; use letters A-Z, digits, _ and - only")
 
 
+def check_settings(root: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse what `PairSetWriter` refuses of a root, without writing.
+
+    Args:
+        root: The pair set, or a folder to become one.
+        settings: See `PairSetWriter`.
+
+    Raises:
+        ValueError: The set was made with other settings, each of which is listed, or the folder holds other files.
+    """
+    _check_no_other_files(root)
+    if (root / MANIFEST_FILE_NAME).exists() and read_pairs(root, include_dropped=True):
+        _check_same_settings(root, read_manifest(root), json.loads(_canonical({**settings, "format": FORMAT})))
+
+
+def _check_no_other_files(root: Path) -> None:
+    if not (root / MANIFEST_FILE_NAME).exists() and any(root.glob("[!.]*")):
+        raise ValueError(f"{root} holds other files and no {MANIFEST_FILE_NAME}; choose a new or empty folder")
+
+
 def _check_same_settings(root: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    differences = []
-    for key in sorted((set(found) | set(wanted)) - {"concepts", "versions", "hash"}):
-        if found.get(key) != wanted.get(key):
-            differences.append(f"{key}: the set has {found.get(key)!r}, this run {wanted.get(key)!r}")
-    for name in sorted(set(found["concepts"]) & set(wanted["concepts"])):
-        if found["concepts"][name] != wanted["concepts"][name]:
-            differences.append(
-                f"concept {name}: the set has {found['concepts'][name]!r}, this run {wanted['concepts'][name]!r}"
-            )
+    both = set(found["concepts"]) & set(wanted["concepts"])
+    differences = _differences(_compared(found, both), _compared(wanted, both))
     if differences:
-        listed = "\n  ".join(differences)
+        listed = "\n  ".join(differences[:_DIFFERENCES_IN_MESSAGE])
+        rest = len(differences) - _DIFFERENCES_IN_MESSAGE
+        more = f"\n  and {rest} more" if rest > 0 else ""
         raise ValueError(
-            f"pair set {root} was made with other settings:\n  {listed}\nuse its settings, or choose another root"
+            f"pair set {root} was made with other settings:\n  {listed}{more}\nuse its settings, or choose another root"
         )
     if found["versions"] != wanted["versions"]:
+        changed = ", ".join(_differences(found["versions"], wanted["versions"]))
         warnings.warn(
-            f"pair set {root} was begun with {found['versions']} and goes on with {wanted['versions']}; "
+            f"pair set {root} was begun with other versions and goes on ({changed}); "
             f"pixels may differ slightly between its old and new pairs",
             stacklevel=2,
         )
+
+
+def _compared(settings: Mapping[str, Any], concepts: set[str]) -> dict[str, Any]:
+    apart = {"concepts", "versions", "hash"}
+    compared = {key: value for key, value in settings.items() if key not in apart}
+    return compared | {f"concepts.{name}": settings["concepts"][name] for name in concepts}
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], path: str = "") -> list[str]:
+    """One line for each value that differs, such as "teacher.strength: the set has 0.6, this run 0.7"."""
+    lines = []
+    for key in sorted({*found, *wanted}):
+        ours, theirs = (_shown(mapping[key]) if key in mapping else "none" for mapping in (found, wanted))
+        if isinstance(found.get(key), dict) and isinstance(wanted.get(key), dict):
+            lines += _differences(found[key], wanted[key], f"{path}{key}.")
+        elif found.get(key) != wanted.get(key) or (key in found) != (key in wanted):
+            lines.append(f"{path}{key}: the set has {ours}, this run {theirs}")
+    return lines
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _VALUE_LENGTH else f"{text[:_VALUE_LENGTH]}…"

@@ -20,6 +20,7 @@ from pocketgan.personalization import load_personalization
 from pocketgan.sdedit import steps_done
 from pocketgan.teachers.editing_pipeline import check_arguments, editor_class, licence_of, open_editor
 from pocketgan.teachers.pipeline_teacher import PipelineTeacher
+from pocketgan.text import read_prompts
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,7 +38,7 @@ class DiffusersTeacher(PipelineTeacher):
     Args:
         pipeline: Repo id, for example ``timbrooks/instruct-pix2pix``; a local folder; or a single file
             (``.safetensors``, ``.ckpt``), for which ``pipeline_class`` is needed.
-        prompts: Concepts: name to prompt,.
+        prompts: Concepts: name to prompt, or a YAML file of them (``read_prompts``).
         arguments: Of the pipeline's call, by name, for example ``num_inference_steps``, ``guidance_scale``,
             ``image_guidance_scale`` or ``strength``; the pipeline's defaults for the rest.
         pipeline_class: Class in diffusers to open it as; None for the stored model's image-to-image form, or its own.
@@ -52,9 +53,9 @@ class DiffusersTeacher(PipelineTeacher):
         personalization: ``RUN/personalization`` of a ``Personalization`` run on the same pipeline; prompts then hold
             its token.
         cache: Spares work between steps.
-        batch_size: Photos in one call, halved as long as memory runs out. With 1, edits are the same to the last bit
-            whatever photos come together; with more, the last bits may depend on the number, never the random draws.
-            Pipelines that take several pictures as one edit's references need 1.
+        batch_size: Photos in one call, at most a batch of the datamodule; halved as long as memory runs out. With 1,
+            edits are the same to the last bit whatever photos come together; with more, the last bits may depend on
+            the number, never the random draws. Pipelines that take several pictures as one edit's references need 1.
         attention_slicing: Attention in slices: less memory, slower.
         vae_slicing: The autoencoder takes one photo at a time.
         vae_tiling: The autoencoder works in tiles, which may leave seams.
@@ -72,7 +73,7 @@ class DiffusersTeacher(PipelineTeacher):
     def __init__(
         self,
         pipeline: str,
-        prompts: dict[str, str],
+        prompts: dict[str, str] | Path,
         arguments: dict[str, Any] | None = None,
         pipeline_class: str | None = None,
         scheduler: str | None = None,
@@ -92,7 +93,7 @@ class DiffusersTeacher(PipelineTeacher):
         compile: bool = False,  # noqa: A002
         licence: str | None = None,
     ) -> None:
-        prompts = dict(prompts)
+        prompts = read_prompts(prompts) if isinstance(prompts, Path) else dict(prompts)
         if not prompts:
             raise ValueError(
                 "prompts is empty; give concepts as a mapping of name to prompt, for example oil: an oil painting"

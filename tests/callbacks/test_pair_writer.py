@@ -1,6 +1,7 @@
 """Run as a script, this file is the process that the tests kill or start twice."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,11 +13,13 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
+from tiny import TINY_CONFIGS
 
-from callbacks.pair_writer import PairWriter
+from callbacks import PairEstimate, PairWriter
 from datamodules.source_photos import SourcePhotos
 from lightning_modules.pair_synthesis import PairSynthesis
-from pocketgan.pair_set import PairSetWriter, read_manifest, read_pairs
+from pocketgan.cli import main
+from pocketgan.pair_set import PairSetWriter, is_unfinished, read_manifest, read_pairs
 from pocketgan.teachers import Teacher
 
 CONCEPTS = ("red", "blue")
@@ -62,6 +65,14 @@ def synthesize(root, photos, teacher=None, trainer=None, **changes):
     return returned, module, datamodule
 
 
+def estimate(root, photos, trainer):
+    """What `pocketgan predict --dry-run` does."""
+    settings = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "limit_predict_batches": 3}
+    loop = Trainer(**settings, **trainer, callbacks=[PairEstimate.of(PairWriter(root))])
+    module = PairSynthesis(NoiseTeacher(), size=32)
+    loop.predict(module, datamodule=SourcePhotos(photos, size=64, batch_size=1, minimum_side=32))
+
+
 def content(root):
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
@@ -84,16 +95,20 @@ def expected(photos, tmp_path_factory):
 
 
 def script(*arguments):
-    """Start this file as a process, or several."""
+    """Start this file as a process, or several; return what it prints."""
     repository = Path(__file__).parents[2]
     environment = {name: value for name, value in os.environ.items() if name not in {"LOCAL_RANK", "WORLD_SIZE"}}
-    subprocess.run(
+    path = os.pathsep.join((str(repository), str(repository / "tests" / "support")))
+    ended = subprocess.run(
         [sys.executable, __file__, *map(str, arguments)],
         check=True,
-        env={**environment, "PYTHONPATH": str(repository)},
+        env={**environment, "PYTHONPATH": path},
         cwd=repository,
         timeout=300,
+        stdout=subprocess.PIPE,
+        text=True,
     )
+    return ended.stdout
 
 
 def test_a_set_is_written_and_nothing_is_kept_in_memory(tmp_path, photos, capsys):
@@ -152,7 +167,7 @@ def test_unreadable_photos_are_counted(tmp_path, photos, capsys):
 def test_other_settings_and_a_second_writer_are_refused(tmp_path, photos):
     root = tmp_path / "set"
     synthesize(root, photos, limit=1)
-    with pytest.raises(ValueError, match="photos: the set has"):
+    with pytest.raises(ValueError, match=r"photos\.size: the set has 64, this run 32"):
         synthesize(root, photos, size=32)
     manifest = read_manifest(root)
     writer = PairSetWriter(root, {key: value for key, value in manifest.items() if key not in {"format", "hash"}})
@@ -180,9 +195,76 @@ def test_killed_at_any_moment_the_set_is_resumed_to_the_same_bytes(tmp_path, pho
 
 
 def test_two_processes_make_the_set_of_one(tmp_path, photos, expected):
-    script("two", tmp_path, photos)
+    shown = script("two", tmp_path, photos)
+    assert "pairs to make  10 of 10" in shown
+    assert re.search(r"on 2 processes: .* s a pair and process, timed on 3 pairs\n", shown)
     assert content(tmp_path / "set") == expected
     assert len(read_pairs(tmp_path / "one photo")) == 2
+
+
+@pytest.mark.parametrize(
+    "kills", [[(2, 1, 10)], pytest.param([(3, 2, 10), (2, 0, 8)], marks=pytest.mark.slow)], ids=["one", "two"]
+)
+def test_killed_processes_leave_a_set_that_any_number_resumes(tmp_path, kills):
+    """By the command line: of so many processes one is killed at a moment; in the end one process makes the rest."""
+    config = TINY_CONFIGS / "synthesize" / "style_transfer.yaml"
+    words = ["predict", f"-c={config}", "--data.crops_per_photo=4", "--data.limit=24"]
+    main([*words, f"--trainer.default_root_dir={tmp_path / 'expected'}"])
+    root = tmp_path / "set"
+    words.append(f"--trainer.default_root_dir={root}")
+    made = 0
+    for processes, killed, moment in kills:
+        ended = command_line(killed, moment, *words, f"--trainer.devices={processes}", "--trainer.strategy=ddp")
+        assert ended.returncode != 0
+        assert made < len(read_pairs(root)) < 24
+        made = len(read_pairs(root))
+        assert is_unfinished(root)
+    main(words)
+    assert content(root) == content(tmp_path / "expected")
+
+
+def test_a_process_ends_when_the_one_that_started_it_has(tmp_path, photos, monkeypatch):
+    loop = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[PairWriter(tmp_path / "set")])
+    parents = iter([7, 7, 1])
+    monkeypatch.setattr("callbacks.pair_writer.os.getppid", lambda: next(parents))
+    monkeypatch.setattr(Trainer, "local_rank", 1)
+    datamodule = SourcePhotos(photos, size=64, minimum_side=32, batch_size=1)
+    with pytest.raises(RuntimeError, match="the process that started rank 0 has ended; start the same command again"):
+        loop.predict(PairSynthesis(NoiseTeacher(), size=32), datamodule=datamodule)
+    assert len(read_pairs(tmp_path / "set")) == 4
+
+
+def test_all_ranks_deal_the_photos_by_the_first_ones_list(tmp_path, photos):
+    root = tmp_path / "set"
+    loop = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[PairWriter(root)])
+    done = {photo_id: {"red", "blue"} for photo_id in ids_of(photos)[:2]}
+    loop.strategy.broadcast = lambda shared: (shared[0], done)
+    loop.predict(PairSynthesis(NoiseTeacher(), size=32), datamodule=SourcePhotos(photos, size=64, minimum_side=32))
+    assert {pair.id for pair in read_pairs(root)} == set(ids_of(photos)[2:])
+
+
+def ids_of(photos):
+    datamodule = SourcePhotos(photos, size=64, minimum_side=32)
+    datamodule.setup("predict")
+    return datamodule.ids
+
+
+def test_in_one_line_what_was_refused(tmp_path, photos, monkeypatch):
+    root = tmp_path / "p"
+    words = ["predict", f"-c={TINY_CONFIGS / 'synthesize' / 'style_transfer.yaml'}"]
+    words += [f"--trainer.default_root_dir={root}", "--data.limit=1"]
+    main(words)
+    settings = {key: value for key, value in read_manifest(root).items() if key not in {"format", "hash"}}
+    writer = PairSetWriter(root, settings)
+    monkeypatch.setattr(sys, "argv", ["pocketgan", *words])
+    with pytest.raises(
+        SystemExit, match=r"^pocketgan predict: pair set .* another process, which holds .*\.writer\.lock"
+    ):
+        main()
+    writer.close()
+    sys.argv.append("--model.teacher.size=160")
+    with pytest.raises(SystemExit, match=r"settings:\n  teacher\.size: the set has 128, this run 160\nuse its"):
+        main()
 
 
 def die_at(moment):
@@ -226,11 +308,33 @@ def kill_at_many_moments(folder, photos):
         synthesize(root, photos)
 
 
+def command_line(killed_rank, moment, *words):
+    """Run the command line on several processes, one of which is killed; return when all have ended."""
+    repository = Path(__file__).parents[2]
+    path = os.pathsep.join((str(repository), str(repository / "tests" / "support")))
+    arguments = [sys.executable, __file__, "command", str(killed_rank), str(moment), *words]
+    # whoever is left holds the pipe's end
+    return subprocess.run(
+        arguments, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}, timeout=300
+    )
+
+
+def killed_command_line(killed_rank, moment, *words):
+    if os.environ.get("LOCAL_RANK", "0") == killed_rank:
+        die_at(int(moment))
+    main(list(words))
+
+
 def run_two_processes(folder, photos):
     trainer = {"strategy": "ddp", "devices": 2}
+    estimate(folder / "set", photos, trainer)
+    assert not (folder / "set").exists()
     synthesize(folder / "set", photos, trainer=trainer)
     synthesize(folder / "one photo", photos, trainer=trainer, limit=1)
 
 
 if __name__ == "__main__":
-    {"kill": kill_at_many_moments, "two": run_two_processes}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
+    if sys.argv[1] == "command":
+        killed_command_line(*sys.argv[2:])
+    else:
+        {"kill": kill_at_many_moments, "two": run_two_processes}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))

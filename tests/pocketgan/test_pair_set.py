@@ -7,7 +7,15 @@ import torch
 from PIL import Image
 
 from pocketgan.files import TEMPORARY_SUFFIX, sha256_of
-from pocketgan.pair_set import EditedPhoto, PairSetWriter, read_manifest, read_pairs, set_hash
+from pocketgan.pair_set import (
+    EditedPhoto,
+    PairSetWriter,
+    check_settings,
+    complete_pairs,
+    read_manifest,
+    read_pairs,
+    set_hash,
+)
 
 IDS = ("b", "a", "c")
 
@@ -140,8 +148,21 @@ def test_other_settings_are_refused_by_name(tmp_path):
     before = content(tmp_path)
     with pytest.raises(ValueError, match=r"seed: the set has 0, this run 1\n  size: the set has 8, this run 16"):
         PairSetWriter(tmp_path, settings("x", seed=1, size=16))
-    with pytest.raises(ValueError, match="concept x: the set has"):
+    with pytest.raises(
+        ValueError, match=r'settings:\n  concepts\.x\.prompt: the set has "make it x", this run "another"\nuse'
+    ):
         PairSetWriter(tmp_path, settings(concepts={"x": {"prompt": "another"}}))
+    teacher = {"name": "test", "sizes": (1, 2), "scheduler": {"steps": 4}, "lora": "x" * 100}
+    with pytest.raises(ValueError, match="was made with other settings") as refusal:
+        PairSetWriter(tmp_path, settings("x", teacher=teacher))
+    assert str(refusal.value).splitlines()[1:-1] == [
+        f'  teacher.lora: the set has none, this run "{"x" * 79}…',
+        '  teacher.scheduler: the set has none, this run {"steps": 4}',
+    ]
+    with pytest.raises(ValueError, match=r"  teacher\.sizes: the set has \[1, 2\], this run \[1, 3\]\nuse"):
+        PairSetWriter(tmp_path, settings("x", teacher={"name": "test", "sizes": (1, 3)}))
+    with pytest.raises(ValueError, match="  and 9 more\nuse its settings"):
+        PairSetWriter(tmp_path, settings("x", photos={f"setting {number}": 0 for number in range(20)}))
     assert content(tmp_path) == before
     make(tmp_path).close()
 
@@ -172,6 +193,36 @@ def test_a_second_writer_is_refused(tmp_path):
     make(tmp_path).close()
 
 
+def test_a_file_system_without_locks_is_explained(tmp_path, monkeypatch):
+    def no_locks(self, blocking):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr("pocketgan.pair_set.FileLock.acquire", no_locks)
+    with pytest.raises(OSError, match=r"\.writer\.lock cannot be locked: the file system has no locks; mount it"):
+        make(tmp_path)
+
+
+def test_a_read_only_place_is_explained(tmp_path, monkeypatch):
+    def read_only(self, *arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("pocketgan.pair_set.Path.mkdir", read_only)
+    with pytest.raises(OSError, match="the file system is read-only; choose a folder that can be written"):
+        make(tmp_path / "set")
+
+
+def test_settings_are_checked_without_writing(tmp_path):
+    check_settings(tmp_path, settings("x"))
+    assert not list(tmp_path.iterdir())
+    make(tmp_path).close()
+    before = content(tmp_path)
+    check_settings(tmp_path, settings("x", "z"))
+    with pytest.raises(ValueError, match="seed: the set has 0, this run 1"):
+        check_settings(tmp_path, settings("x", seed=1))
+    assert content(tmp_path) == before
+    assert set(complete_pairs(tmp_path)) == {(concept, name) for concept in "xy" for name in IDS}
+
+
 def test_bad_settings_are_refused(tmp_path):
     with pytest.raises(ValueError, match="the settings lack teacher"):
         PairSetWriter(tmp_path, {key: value for key, value in settings("x").items() if key != "teacher"})
@@ -183,8 +234,9 @@ def test_bad_settings_are_refused(tmp_path):
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.doc").touch()
-    with pytest.raises(ValueError, match="choose a new or empty folder"):
-        PairSetWriter(tmp_path, settings("x"))
+    for refuse in (PairSetWriter, check_settings):
+        with pytest.raises(ValueError, match="choose a new or empty folder"):
+            refuse(tmp_path, settings("x"))
 
 
 def test_bad_pairs_are_refused(tmp_path):

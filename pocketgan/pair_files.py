@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pocketgan.images import IMAGE_SUFFIXES
+from pocketgan.images import IMAGE_SUFFIXES, load_photo
 from pocketgan.pair_set import Pair, as_name, read_pairs
 
 Split = Literal["train", "val", "test"]
@@ -40,8 +41,20 @@ class PairFile:
 
 
 def pairs_of_pair_set(root: Path) -> list[PairFile]:
-    """List a pair set's pairs; crops of one source photo form one group, and so do equal photos of two names."""
-    pairs = read_pairs(root)
+    """List a pair set's pairs, those that were dropped left out."""
+    return pair_files(read_pairs(root), root)
+
+
+def pair_files(pairs: list[Pair], root: Path) -> list[PairFile]:
+    """Group pairs: crops of one source photo form one group, and so do equal photos of two names.
+
+    Args:
+        pairs: Of one set.
+        root: Of the set.
+
+    Returns:
+        In the order given.
+    """
     nodes = {name: number for number, name in enumerate({key for pair in pairs for key in _photo_keys(pair)})}
     edges = np.array([[nodes[key] for key in _photo_keys(pair)] for pair in pairs]).reshape(-1, 2).T
     graph = coo_array((np.ones(edges.shape[1]), tuple(edges)), shape=(len(nodes), len(nodes)))
@@ -67,14 +80,30 @@ def _photo_keys(pair: Pair) -> tuple[str, str]:
     return f"sha256:{pair.photo_sha256}", f"source:{pair.source or pair.photo_sha256}"
 
 
+def is_aligned_folder(root: Path) -> bool:
+    """Whether a folder has the layout that ``pairs_of_aligned_folder`` reads."""
+    return bool(_aligned_folders(root))
+
+
+def _aligned_folders(root: Path) -> list[Path]:
+    folders = [root, *sorted(folder for folder in root.glob("[!.]*") if folder.is_dir())]
+    found = [folder for folder in folders if (folder / "train").is_dir()]
+    return [root] if root in found else found
+
+
 def pairs_of_aligned_folder(root: Path) -> list[PairFile]:
     """List the pictures of pytorch-CycleGAN-and-pix2pix's aligned layout: photo left, edit right, in train, val, test.
 
-    The one concept is named after the folder. A folder with train alone is split by photo.
+    The one concept is named after the folder. A folder that holds several such folders has a concept in each; pictures
+    of one name in them are of one photo. A folder with train alone is split by photo.
 
     Raises:
         ValueError: There is no train, or one of val and test without the other.
     """
+    return [pair for folder in _aligned_folders(root) for pair in _pairs_of_one_concept(folder)]
+
+
+def _pairs_of_one_concept(root: Path) -> list[PairFile]:
     concept = as_name(root.name)
     pairs = [
         PairFile(concept, root.name, file, file, f"{split}/{file.name}", split)
@@ -91,6 +120,20 @@ def pairs_of_aligned_folder(root: Path) -> list[PairFile]:
             f"aligned folder {root} has no pictures under {missing}; give train alone, or train, val and test"
         )
     return pairs
+
+
+def side_by_side(file: Path) -> tuple[Image.Image, Image.Image]:
+    """Photo and edit of an aligned picture.
+
+    Raises:
+        UnreadableImageError: It is no picture.
+        ValueError: Its width is odd.
+    """
+    picture = load_photo(file).image
+    if picture.width % 2:
+        raise ValueError(f"{file} is {picture.width} px wide; photo and edit side by side need an even width")
+    half = picture.width // 2
+    return picture.crop((0, 0, half, picture.height)), picture.crop((half, 0, picture.width, picture.height))
 
 
 def split_of_groups(groups: set[str], fractions: tuple[float, float, float], seed: int) -> dict[str, Split]:
