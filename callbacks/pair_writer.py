@@ -1,5 +1,6 @@
 """Puts synthesised pairs on disk."""
 
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing_extensions import override
 
 from datamodules.source_photos import SourcePhotos
 from lightning_modules.pair_synthesis import PairSynthesis
+from pocketgan.gates import Gate
+from pocketgan.gates.judgement import mark_maker
 from pocketgan.pair_set import EditedPhoto, PairSetWriter
 
 _VERSIONED = ("pocketgan", "torch", "pillow", "onnxruntime", "diffusers", "transformers")
@@ -61,25 +64,25 @@ class PairWriter(BasePredictionWriter):
             "image_format": self._image_format,
             "versions": _versions(),
         }
-        self._writer = self._opened(trainer, settings)
+        self._writer = self._opened(trainer, settings, pl_module.gates)
         self._pairs_before = len(self._writer.pairs)
         done = self._writer.concepts_by_id()
         pl_module.leave_out(done)
         datamodule.exclude({photo_id for photo_id, names in done.items() if names >= set(pl_module.concepts)})
 
-    def _opened(self, trainer: Trainer, settings: dict[str, Any]) -> PairSetWriter:
+    def _opened(self, trainer: Trainer, settings: dict[str, Any], gates: dict[str, Gate]) -> PairSetWriter:
         # Rank 0 opens first and shares its refusal, or the others would wait for it for ever.
         opened: PairSetWriter | None = None
         refusal: Exception | None = None
         if trainer.is_global_zero:
             try:
-                opened = PairSetWriter(self._root, settings)
+                opened = PairSetWriter(self._root, settings, gates=gates)
             except (OSError, RuntimeError, ValueError) as error:
                 refusal = error
         refusal = trainer.strategy.broadcast(refusal)
         if refusal is not None:
             raise refusal
-        return opened or PairSetWriter(self._root, settings, rank=trainer.global_rank)
+        return opened or PairSetWriter(self._root, settings, trainer.global_rank, gates)
 
     @override
     def write_on_batch_end(
@@ -109,10 +112,15 @@ class PairWriter(BasePredictionWriter):
     def _report(self, writer: PairSetWriter, skipped: dict[str, str]) -> None:
         done = writer.concepts_by_id()
         concepts = {concept for concept, _ in writer.pairs}
+        makers = Counter(mark_maker(pair.dropped) for pair in writer.pairs.values() if pair.dropped)
+        dropped = ""
+        if makers:
+            listed = ", ".join(f"{maker} {count}" for maker, count in sorted(makers.items()))
+            dropped = f"; {makers.total()} pairs are dropped ({listed}): see `pocketgan pairs inspect {self._root}`"
         line = (
             f"{len(writer.pairs) - self._pairs_before} pairs written to {self._root}, which now holds "
             f"{len(writer.pairs)} ({len(done)} photos, {len(concepts)} concepts); {len(skipped)} photos "
-            f"skipped"
+            f"skipped{dropped}"
         )
         # Through rich's console, which the progress bar may still be drawing on.
         get_console().print(line, markup=False, highlight=False, soft_wrap=True)
