@@ -412,8 +412,8 @@ class PairSetWriter:
         self._write_file(edit_file_name, edit)
         scores = dict(edited.scores or {})
         if self._gates:
-            stored = (to_tensor(Image.open(io.BytesIO(data)).convert("RGB")) for data in (photo, edit))
-            scores = measured(self._gates, *stored, edited.concept, edited.prompt, scores)
+            stored_photo, stored_edit = (to_tensor(Image.open(io.BytesIO(data))) for data in (photo, edit))
+            scores = measured(self._gates, stored_photo, stored_edit, edited.concept, edited.prompt, scores)
         pair = Pair(
             id=edited.id,
             concept=edited.concept,

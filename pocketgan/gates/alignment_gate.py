@@ -31,8 +31,8 @@ class AlignmentGate(PairGate):
             settings.
         least_correction_px: Movements up to this are left: the estimate itself may be wrong by as much.
         largest_correction_px: Movements from here on are not undone.
-        least_agreement: Correlation of the edges, once the movement is undone, that makes an estimate trusted; edges of
-            pictures that have nothing in common come to 0.12.
+        least_agreement: Correlation of the edges, once the movement is undone, that makes an estimate trusted; edges
+            of pictures that have nothing in common come to 0.12.
         largest_displacement_px: A pair is refused if what is left moves its pixels by more.
         refuse_unmeasurable: Refuse pairs with an estimate that is not trusted.
 
@@ -122,7 +122,8 @@ class AlignmentGate(PairGate):
         if scores["alignment_agreement"] < self.least_agreement:
             if not self.refuse_unmeasurable:
                 return None
-            return f"cannot be measured: edges agree by {scores['alignment_agreement']:.2f}, least {self.least_agreement:g}"
+            agreement = scores["alignment_agreement"]
+            return f"cannot be measured: edges agree by {agreement:.2f}, least {self.least_agreement:g}"
         if scores["alignment_displacement_px"] <= self.largest_displacement_px:
             return None
         shift = f"{scores['alignment_shift_x_px']:+.1f} {scores['alignment_shift_y_px']:+.1f} px"

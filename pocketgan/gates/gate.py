@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from torch import Tensor
 
 from pocketgan.metrics import FrozenModule
@@ -103,7 +102,7 @@ class SetGate(Gate):
 
 def as_plane(picture: Tensor) -> "Plane":
     """Turn (3, H, W) in [-1, 1] into NumPy's (3, H, W) in [0, 1]."""
-    return picture.detach().cpu().numpy().astype(np.float32) / 2 + 0.5
+    return picture.detach().cpu().float().div(2).add(0.5).numpy()
 
 
 def rounded(scores: Mapping[str, float]) -> Scores:

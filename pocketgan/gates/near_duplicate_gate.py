@@ -24,8 +24,8 @@ class NearDuplicateGate(SetGate):
     """Refuses a pair if its photo is nearly that of an earlier id, or its edit nearly another one of its concept.
 
     Pictures are compared as 16×16 RGB, by the root of their mean squared difference in levels of 255. Of several alike
-    the first id is kept, and it counts as earlier whether another gate dropped it or not: scores know no thresholds. The
-    first id of all has 255. A collapsed teacher shows as many equal edits.
+    the first id is kept, and it counts as earlier whether another gate dropped it or not: scores know no thresholds.
+    The first id of all has 255. A collapsed teacher shows as many equal edits.
 
     Args:
         least_photo_levels: Nearest earlier photo that is another one.

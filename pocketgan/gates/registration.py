@@ -58,7 +58,7 @@ def orientation_field(picture: Plane) -> Field:
     """A picture's edges as complex numbers: as long as the edge is strong, at twice its angle.
 
     Twice the angle leaves out which side is the lighter one, so a light roof before a dark sky agrees with its negative
-    (Fitch, Kadyrov, Christmas and Kittler, "Orientation correlation", BMVC 2002, with the angle doubled as in Granlund's
+    (Fitch, Kadyrov, Christmas and Kittler, "Orientation correlation", BMVC 2002, with the angle doubled as in a
     structure tensor). The colours are added up as in Di Zenzo's gradient of a colour image.
 
     Args:
@@ -89,10 +89,10 @@ def edge_agreement(photo: Plane, edit: Plane) -> float:
 def estimate(photo: Plane, edit: Plane) -> tuple[Similarity, float]:
     """Find how an edit is moved against its photo.
 
-    All shifts are tried at once by FFT at each of 13 scales and 13 rotations on pictures of 48 px, as a correlation over
-    what both pictures show (Padfield, "Masked object registration in the Fourier domain", 2012). The best are refined to
-    fractions of a pixel by maximising the correlation of the finer edges (Evangelidis and Psarakis, "Parametric image
-    alignment using enhanced correlation coefficient maximization", 2008).
+    All shifts are tried at once by FFT at each of 13 scales and 13 rotations on pictures of 48 px, as a correlation
+    over what both pictures show (Padfield, "Masked object registration in the Fourier domain", 2012). The best are
+    refined to fractions of a pixel by maximising the correlation of the finer edges (Evangelidis and Psarakis,
+    "Parametric image alignment using enhanced correlation coefficient maximization", 2008).
 
     Args:
         photo: (3, H, W) in [0, 1].
@@ -103,15 +103,16 @@ def estimate(photo: Plane, edit: Plane) -> tuple[Similarity, float]:
         has the photo's edges, below 0.2 where what was found means nothing.
     """
     height, width = photo.shape[1:]
-    small = [_reduced(picture, COARSE_SIDE / min(height, width)) for picture in (photo, edit)]
-    fields = [orientation_field(picture) for picture in small]
-    starts = [*_best_of_all(*fields), np.zeros(4)]
-    moved = max((_refined(*fields, start, _COARSE_STEPS) for start in starts), key=lambda found: found[1])[0]
+    factor = COARSE_SIDE / min(height, width)
+    small_photo, small_edit = (orientation_field(_reduced(picture, factor)) for picture in (photo, edit))
+    starts = [*_best_of_all(small_photo, small_edit), np.zeros(4)]
+    climbed = [_refined(small_photo, small_edit, start, _COARSE_STEPS) for start in starts]
+    coarse, _ = max(climbed, key=lambda found: found[1])
     factor = min(1.0, LARGEST_FINE_SIDE / min(height, width))
-    fine = [_reduced(picture, factor) for picture in (photo, edit)]
-    moved[:2] *= fine[0].shape[1] / small[0].shape[1]
-    moved, agreement = _refined(*(orientation_field(picture) for picture in fine), moved, _FINE_STEPS)
-    moved[:2] *= height / fine[0].shape[1]
+    fine_photo, fine_edit = (orientation_field(_reduced(picture, factor)) for picture in (photo, edit))
+    start = coarse * _shifts_by(fine_photo.shape[0] / small_photo.shape[0])
+    moved, agreement = _refined(fine_photo, fine_edit, start, _FINE_STEPS)
+    moved = moved * _shifts_by(height / fine_photo.shape[0])
     found = Similarity(float(moved[0]), float(moved[1]), float(np.exp(moved[2])), float(np.rad2deg(moved[3])))
     return found.rounded(), agreement
 
@@ -139,6 +140,11 @@ def moved_back(picture: Plane, movement: Similarity, width: int) -> Plane:
     )
     places = _places(height, own_width, parameters)
     return np.stack([ndimage.map_coordinates(plane, places, order=3, mode="mirror") for plane in picture])
+
+
+def _shifts_by(factor: float) -> NDArray[np.float64]:
+    """What takes a movement to a picture of another size."""
+    return np.array([factor, factor, 1, 1])
 
 
 def _reduced(picture: Plane, factor: float) -> Plane:

@@ -15,8 +15,8 @@ class SafetyGate(PairGate):
     """Stable Diffusion's safety checker on stored edits, whichever teacher made them.
 
     The score is how far the nearest of the checker's 17 concepts lies above its own limit, as in diffusers'
-    ``StableDiffusionSafetyChecker.forward``, which flags a picture above 0. There the sums are rounded to 3 digits, here
-    they are not, so that other limits can be set.
+    ``StableDiffusionSafetyChecker.forward_onnx``, which flags a picture above 0; ``forward`` rounds the sums to 3
+    digits first.
 
     Args:
         model: Repo id or local folder of the checker with its CLIPImageProcessor.
@@ -47,9 +47,9 @@ class SafetyGate(PairGate):
             self._checker = StableDiffusionSafetyChecker.from_pretrained(self.model).eval().requires_grad_(False)
         except (OSError, ValueError) as error:
             raise FileNotFoundError(
-                f"safety checker {self.model!r} is no local folder and cannot be reached as a repo id from here; on a "
-                "machine with access run `hf download CompVis/stable-diffusion-safety-checker --local-dir FOLDER`, copy "
-                "FOLDER to this machine and give its path"
+                f"safety checker {self.model!r} is no local folder and cannot be reached as a repo id from here; on "
+                "a machine with access run `hf download CompVis/stable-diffusion-safety-checker --local-dir FOLDER`, "
+                "copy FOLDER to this machine and give its path"
             ) from error
 
     @override

@@ -15,8 +15,8 @@ class SemanticsGate(PairGate):
     """CLIP's directional similarity: does the picture change as the words do?
 
     The cosine between the step from photo to edit and the step from the photo's caption to the edit's, both in CLIP's
-    space (Gal et al., StyleGAN-NADA, arXiv 2108.00946, equation 2; InstructPix2Pix, arXiv 2211.09800, filters its pairs by
-    it with 0.2 as the least). Pairs are measured one by one, so a score does not depend on a batch.
+    space (Gal et al., StyleGAN-NADA, arXiv 2108.00946; InstructPix2Pix, arXiv 2211.09800, filters its pairs by it, with
+    0.2 as the least). Pairs are measured one by one, so a score does not depend on a batch.
 
     Args:
         model: Repo id, for example ``openai/clip-vit-large-patch14``, or a local folder saved by
@@ -60,8 +60,8 @@ class SemanticsGate(PairGate):
             self._tokenizer = CLIPTokenizer.from_pretrained(self.model)
         except (OSError, ValueError, TypeError) as error:
             raise FileNotFoundError(
-                f"CLIP model {self.model!r} has no tokenizer ({str(error).splitlines()[0]}); save it to the same folder by "
-                "CLIPTokenizer.save_pretrained, or download the whole repo"
+                f"CLIP model {self.model!r} has no tokenizer ({str(error).splitlines()[0]}); save it to the same "
+                "folder by CLIPTokenizer.save_pretrained, or download the whole repo"
             ) from error
 
     @override
@@ -84,12 +84,8 @@ class SemanticsGate(PairGate):
         return {"semantics_direction": round(float(direction), 4)}
 
     def _embedded_text(self, caption: str) -> Tensor:
-        tokens = self._tokenizer(
-            caption,
-            truncation=True,
-            max_length=self._clip.config.text_config.max_position_embeddings,
-            return_tensors="pt",
-        )
+        longest = self._clip.config.text_config.max_position_embeddings
+        tokens = self._tokenizer(caption, truncation=True, max_length=longest, return_tensors="pt")
         text = self._clip.text_model(input_ids=tokens.input_ids.to(self._clip.device))
         embedded = self._clip.text_projection(text.pooler_output)
         normalised: Tensor = embedded / embedded.norm(dim=-1, keepdim=True)

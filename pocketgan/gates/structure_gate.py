@@ -29,10 +29,11 @@ class StructureGate(PairGate):
     @override
     def scores(self, photo: Tensor, edit: Tensor, concept: str, prompt: str) -> Scores:
         # in double precision, where threads that add in another order do not show
-        pair = [picture.detach().cpu().double()[None] for picture in (edit, photo)]
-        similarity = structural_similarity_index_measure(*pair, data_range=2.0)
+        first, second = (picture.detach().cpu().double()[None] for picture in (edit, photo))
+        similarity = structural_similarity_index_measure(first, second, data_range=2.0)
+        assert isinstance(similarity, Tensor), "no map was asked for"
         return {
-            "structure_similarity": float(similarity),
+            "structure_similarity": similarity.item(),
             "structure_agreement": edge_agreement(as_plane(photo), as_plane(edit)),
         }
 
