@@ -9,7 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_origin
 
-from pocketgan.commands import adapt, edit, export, pairs_import, quickstart, select_concepts, select_photos
+from pocketgan.commands import (
+    adapt,
+    edit,
+    export,
+    pairs_import,
+    pairs_inspect,
+    quickstart,
+    select_concepts,
+    select_photos,
+)
 
 LIGHTNING_COMMANDS = {
     "fit": "Train a base or an adapter from YAML files.",
@@ -143,6 +152,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "edit": edit,
     "export": export,
     "pairs import": pairs_import,
+    "pairs inspect": pairs_inspect,
     "select concepts": select_concepts,
     "select photos": select_photos,
 }

@@ -37,16 +37,16 @@ class AlignmentGate(PairGate):
         refuse_unmeasurable: Refuse pairs with an estimate that is not trusted.
 
     Raises:
-        ValueError: The limits of the correction do not follow one another.
+        ValueError: The limits of the correction do not follow one another, or that of the displacement is 0.
     """
 
     score_names = (
+        "alignment_displacement_px",
+        "alignment_agreement",
         "alignment_shift_x_px",
         "alignment_shift_y_px",
         "alignment_scale",
         "alignment_rotation_degrees",
-        "alignment_displacement_px",
-        "alignment_agreement",
     )
 
     def __init__(
@@ -59,10 +59,12 @@ class AlignmentGate(PairGate):
         refuse_unmeasurable: bool = False,
     ) -> None:
         super().__init__()
+        if largest_displacement_px <= 0:
+            raise ValueError(f"largest_displacement_px is {largest_displacement_px}; it must be above 0")
         if not 0 <= least_correction_px < largest_correction_px:
             raise ValueError(
-                f"least_correction_px {least_correction_px} and largest_correction_px {largest_correction_px} must be 0 "
-                "or more, the first below the second; register: false leaves all movements as they are"
+                f"least_correction_px {least_correction_px} and largest_correction_px {largest_correction_px} must be "
+                "0 or more, the first below the second; register: false leaves all movements as they are"
             )
         self.register = register
         self.least_correction_px, self.largest_correction_px = least_correction_px, largest_correction_px
@@ -116,6 +118,12 @@ class AlignmentGate(PairGate):
         if len(self._estimates) > _REMEMBERED_PAIRS:
             self._estimates.popitem(last=False)
         return self._estimates[key]
+
+    @override
+    def margin(self, scores: Mapping[str, float]) -> float:
+        if scores["alignment_agreement"] < self.least_agreement:
+            return -1.0 if self.refuse_unmeasurable else 0.0
+        return 1 - scores["alignment_displacement_px"] / self.largest_displacement_px
 
     @override
     def refusal(self, scores: Mapping[str, float]) -> str | None:

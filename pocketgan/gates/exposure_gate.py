@@ -42,6 +42,15 @@ class ExposureGate(PairGate):
         }
 
     @override
+    def margin(self, scores: Mapping[str, float]) -> float:
+        spread = scores["exposure_spread_levels"]
+        return min(
+            self.largest_dark_share - scores["exposure_dark_share"],
+            self.largest_bright_share - scores["exposure_bright_share"],
+            (spread - self.least_spread_levels) / max(spread, self.least_spread_levels, 1e-9),
+        )
+
+    @override
     def refusal(self, scores: Mapping[str, float]) -> str | None:
         dark, bright = scores["exposure_dark_share"], scores["exposure_bright_share"]
         spread = scores["exposure_spread_levels"]

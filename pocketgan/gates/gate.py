@@ -55,6 +55,10 @@ class Gate(FrozenModule, ABC):
     def refusal(self, scores: Mapping[str, float]) -> str | None:
         """Say why a pair of these scores is dropped, with number and limit; None if it is kept."""
 
+    @abstractmethod
+    def margin(self, scores: Mapping[str, float]) -> float:
+        """How far a pair is from being dropped: below 0 it is, at 1 it could not be better. Ranks pairs to look at."""
+
 
 class PairGate(Gate):
     """A check of one pair by itself."""

@@ -164,8 +164,12 @@ def gates_document(gates: Mapping[str, Gate]) -> bytes:
     return json.dumps(described, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
-def read_gates(file: Path) -> dict[str, Gate]:
+def read_gates(file: Path, earlier: Mapping[str, Gate] | None = None) -> dict[str, Gate]:
     """Build the gates that a file names: ROOT/gates.json, or a YAML like the block ``gates`` of a synthesis.
+
+    Args:
+        file: YAML or JSON.
+        earlier: Gates that stay: those that the file names are replaced in their place, or go where it says null.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -191,6 +195,6 @@ def read_gates(file: Path) -> dict[str, Gate]:
             f"{file} does not name gates ({error}); it must map each name to a class_path with init_args, for example\n"
             "exposure: {class_path: ExposureGate, init_args: {least_spread_levels: 6}}"
         ) from error
-    gates = {name: gate for name, gate in (built or {}).items() if gate is not None}
+    gates = {name: gate for name, gate in {**(earlier or {}), **built}.items() if gate is not None}
     check_names(gates)
     return gates

@@ -57,6 +57,14 @@ class NearDuplicateGate(SetGate):
         ]
 
     @override
+    def margin(self, scores: Mapping[str, float]) -> float:
+        photo, edit = scores["near_duplicate_photo_levels"], scores["near_duplicate_edit_levels"]
+        return min(
+            (photo - self.least_photo_levels) / max(photo, self.least_photo_levels, 1e-9),
+            (edit - self.least_edit_levels) / max(edit, self.least_edit_levels, 1e-9),
+        )
+
+    @override
     def refusal(self, scores: Mapping[str, float]) -> str | None:
         photo, edit = scores["near_duplicate_photo_levels"], scores["near_duplicate_edit_levels"]
         if photo < self.least_photo_levels:

@@ -22,6 +22,7 @@ _STARTS = 2
 _COARSE_STEPS, _FINE_STEPS = 6, 8
 _LONGEST_STEP_PX = 1.5
 _SMALL_STEP_PX = 0.003
+_SAME_PX = 3.0
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,16 @@ def estimate(photo: Plane, edit: Plane) -> tuple[Similarity, float]:
     height, width = photo.shape[1:]
     factor = COARSE_SIDE / min(height, width)
     small_photo, small_edit = (orientation_field(_reduced(picture, factor)) for picture in (photo, edit))
-    starts = [*_best_of_all(small_photo, small_edit), np.zeros(4)]
-    climbed = [_refined(small_photo, small_edit, start, _COARSE_STEPS) for start in starts]
-    coarse, _ = max(climbed, key=lambda found: found[1])
+    starts = [
+        _refined(small_photo, small_edit, start, _COARSE_STEPS)[0] for start in _best_of_all(small_photo, small_edit)
+    ]
     factor = min(1.0, LARGEST_FINE_SIDE / min(height, width))
     fine_photo, fine_edit = (orientation_field(_reduced(picture, factor)) for picture in (photo, edit))
-    start = coarse * _shifts_by(fine_photo.shape[0] / small_photo.shape[0])
-    moved, agreement = _refined(fine_photo, fine_edit, start, _FINE_STEPS)
+    larger = _shifts_by(fine_photo.shape[0] / small_photo.shape[0])
+    # most edits are not moved: where that is so, and small pictures show too little, it is found here
+    apart = _apart([start * larger for start in (*starts, np.zeros(4))], *fine_photo.shape)
+    climbed = [_refined(fine_photo, fine_edit, start, _FINE_STEPS) for start in apart]
+    moved, agreement = max(climbed, key=lambda found: found[1])
     moved = moved * _shifts_by(height / fine_photo.shape[0])
     found = Similarity(float(moved[0]), float(moved[1]), float(np.exp(moved[2])), float(np.rad2deg(moved[3])))
     return found.rounded(), agreement
@@ -140,6 +144,22 @@ def moved_back(picture: Plane, movement: Similarity, width: int) -> Plane:
     )
     places = _places(height, own_width, parameters)
     return np.stack([ndimage.map_coordinates(plane, places, order=3, mode="mirror") for plane in picture])
+
+
+def _apart(starts: list[NDArray[np.float64]], height: int, width: int) -> list[NDArray[np.float64]]:
+    """Leave out starts from which a climb would lead to where one from an earlier start does."""
+    kept: list[NDArray[np.float64]] = []
+    for start in starts:
+        between = (_length(start - other, height, width) for other in kept)
+        if all(distance > _SAME_PX for distance in between):
+            kept.append(start)
+    return kept
+
+
+def _length(change: NDArray[np.float64], height: int, width: int) -> float:
+    """How far a small change of a movement takes a picture's pixels: root of the mean square."""
+    spread = (height**2 + width**2 - 2) / 12
+    return float(np.sqrt((change[:2] ** 2).sum() + (change[2:] ** 2).sum() * spread))
 
 
 def _shifts_by(factor: float) -> NDArray[np.float64]:
@@ -221,26 +241,27 @@ def _best_of_all(photo: Field, edit: Field) -> list[NDArray[np.float64]]:
     reach = int(LARGEST_SHIFT * min(height, width))
     size = tuple(fft.next_fast_len(side + reach) for side in (height, width))
     parameters, neighbours, weights, within = _hypotheses(height, width)
-    moved = sum(edit.ravel()[place] * weight for place, weight in zip(neighbours, weights, strict=True))
     window = _window(height, width)
-
-    def correlated(first: NDArray[np.complex64] | Plane, many: NDArray[np.complex64] | Plane) -> Plane:
-        if np.iscomplexobj(many):
-            product = np.conj(fft.fft2(first, size)) * fft.fft2(many, size)
-            return fft.ifft2(product, overwrite_x=True).real
-        return fft.irfft2(np.conj(fft.rfft2(first, size)) * fft.rfft2(many, size), size, overwrite_x=True)
-
-    common = correlated(photo * window, moved * within)
-    powers = correlated(np.abs(photo) ** 2 * window, within) * correlated(window, np.abs(moved) ** 2 * within)
-    agreement = common / np.sqrt(np.maximum(powers, 1e-12))
+    of_photo = np.conj(fft.fft2(photo * window, size))
+    of_power = np.conj(fft.rfft2(np.abs(photo) ** 2 * window, size))
+    of_window = np.conj(fft.rfft2(window, size))
     near = np.r_[0 : reach + 1, -reach:0]
-    agreement = agreement[:, near][:, :, near].reshape(len(parameters), -1)
-    shifts = agreement.argmax(1)
-    starts = []
-    for number in np.argsort(-agreement.max(1), kind="stable")[:_STARTS]:
-        down, right = np.divmod(shifts[number], len(near))
-        starts.append(parameters[number] + (near[right], near[down], 0, 0))
-    return starts
+    found = []
+    # one scale at a time, whose arrays a processor's cache can hold
+    for first in range(0, len(parameters), ROTATIONS):
+        some = slice(first, first + ROTATIONS)
+        moved = (edit.ravel()[neighbours[:, some]] * weights[:, some]).sum(0)
+        common = fft.ifft2(of_photo * fft.fft2(moved * within[some], size)).real
+        photo_power = fft.irfft2(of_power * fft.rfft2(within[some], size), size)
+        edit_power = fft.irfft2(of_window * fft.rfft2(np.abs(moved) ** 2 * within[some], size), size)
+        agreement = common / np.sqrt(np.maximum(photo_power * edit_power, 1e-12))
+        shown = agreement[:, near][:, :, near].reshape(len(moved), -1)
+        for number, place in enumerate(shown.argmax(1)):
+            down, right = np.divmod(place, len(near))
+            start = parameters[first + number] + (near[right], near[down], 0, 0)
+            found.append((float(shown[number, place]), start))
+    found.sort(key=lambda each: -each[0])
+    return [start for _, start in found[:_STARTS]]
 
 
 def _refined(photo: Field, edit: Field, start: NDArray[np.float64], steps: int) -> tuple[NDArray[np.float64], float]:
@@ -254,7 +275,6 @@ def _refined(photo: Field, edit: Field, start: NDArray[np.float64], steps: int) 
     splines = [ndimage.spline_filter(part, 3, mode="mirror") for part in (edit.real, edit.imag)]
     y, x = np.mgrid[:height, :width].astype(np.float32)
     y, x = y - (height - 1) / 2, x - (width - 1) / 2
-    spread = (height**2 + width**2 - 2) / 12
     parameters, best, greatest = start, start, -1.0
     for step in range(steps + 1):
         places = _places(height, width, parameters)
@@ -273,7 +293,7 @@ def _refined(photo: Field, edit: Field, start: NDArray[np.float64], steps: int) 
         change = _climb(photo, turned, slopes, weights)
         if change is None:
             break
-        length = float(np.sqrt(change[0] ** 2 + change[1] ** 2 + (change[2] ** 2 + change[3] ** 2) * spread))
+        length = _length(change, height, width)
         change = change * min(1.0, _LONGEST_STEP_PX / max(length, 1e-9))
         ahead = np.exp(parameters[2] + 1j * parameters[3]) * (change[0] + 1j * change[1])
         parameters = parameters + np.array([ahead.real, ahead.imag, change[2], change[3]])

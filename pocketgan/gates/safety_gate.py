@@ -68,6 +68,10 @@ class SafetyGate(PairGate):
         return {"safety_excess": round(float(excess.max()), 4)}
 
     @override
+    def margin(self, scores: Mapping[str, float]) -> float:
+        return self.largest_excess - scores["safety_excess"]
+
+    @override
     def refusal(self, scores: Mapping[str, float]) -> str | None:
         excess = scores["safety_excess"]
         if excess <= self.largest_excess:

@@ -92,6 +92,10 @@ class SemanticsGate(PairGate):
         return normalised
 
     @override
+    def margin(self, scores: Mapping[str, float]) -> float:
+        return scores["semantics_direction"] - self.least_direction
+
+    @override
     def refusal(self, scores: Mapping[str, float]) -> str | None:
         direction = scores["semantics_direction"]
         if direction >= self.least_direction:

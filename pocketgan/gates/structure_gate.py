@@ -17,13 +17,21 @@ class StructureGate(PairGate):
         largest_similarity: SSIM over the three colours (Wang et al. 2004, as torchmetrics computes it) above which an
             edit counts as unchanged. An autoencoder's round trip alone is below 0.98.
         least_agreement: Correlation of the edges (``registration.edge_agreement``) below which a picture counts as
-            destroyed. Pictures that have nothing in common lie around 0.
+            destroyed. Pictures that have nothing in common lie around 0, at most at 0.15.
+
+    Raises:
+        ValueError: A limit is outside what its score can be.
     """
 
     score_names = ("structure_similarity", "structure_agreement")
 
-    def __init__(self, largest_similarity: float = 0.98, least_agreement: float = 0.12) -> None:
+    def __init__(self, largest_similarity: float = 0.98, least_agreement: float = 0.18) -> None:
         super().__init__()
+        if not -1 <= least_agreement < 1 or not 0 < largest_similarity <= 1:
+            raise ValueError(
+                f"least_agreement is {least_agreement}, it must be from -1 to below 1; largest_similarity is "
+                f"{largest_similarity}, it must be above 0 and at most 1"
+            )
         self.largest_similarity, self.least_agreement = largest_similarity, least_agreement
 
     @override
@@ -36,6 +44,12 @@ class StructureGate(PairGate):
             "structure_similarity": similarity.item(),
             "structure_agreement": edge_agreement(as_plane(photo), as_plane(edit)),
         }
+
+    @override
+    def margin(self, scores: Mapping[str, float]) -> float:
+        changed = self.largest_similarity - scores["structure_similarity"]
+        agreement = scores["structure_agreement"] - self.least_agreement
+        return min(changed / self.largest_similarity, agreement / (1 - self.least_agreement))
 
     @override
     def refusal(self, scores: Mapping[str, float]) -> str | None:
