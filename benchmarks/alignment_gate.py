@@ -231,26 +231,26 @@ def report(cases: list[Case], words: str, seconds: float) -> str:
     gate = AlignmentGate()
     paragraphs = [
         "# How far can the alignment gate be trusted?",
-        f"{SIDE} px; {GROUPS} groups of {PHOTOS_PER_GROUP} photos in 26 styles of StyleTransferTeacher at {LARGE_SIDE} px, "
-        "mean ± standard deviation over the groups, each with a seed of its own for the movements. Edits are moved at "
-        f"{LARGE_SIDE} px, bilinearly, and then reduced. The gate's numbers are its defaults; they were chosen on "
-        f"{CALIBRATION_PHOTOS} other photos in the same styles. Error: root mean square over the picture's pixels of the "
-        "distance between where the estimate and the true movement put them. False alarm: an edit that was not moved and "
-        f"is refused, or moved by more than {AIM_PX} px. Miss: an edit that was moved by more than "
-        f"{gate.largest_displacement_px} px and is kept with more than that left. Commit {commit()}, {seconds:.0f} s on "
-        "one thread.",
+        f"{SIDE} px; {GROUPS} groups of {PHOTOS_PER_GROUP} photos in 26 styles of StyleTransferTeacher at {LARGE_SIDE} "
+        "px, mean ± standard deviation over the groups, each with a seed of its own for the movements. Edits are moved "
+        f"at {LARGE_SIDE} px, bilinearly, and then reduced. The gate's numbers are its defaults; they were chosen on "
+        f"{CALIBRATION_PHOTOS} other photos in the same styles. Error: root mean square over the picture's pixels of "
+        "the distance between where the estimate and the true movement put them. False alarm: an edit that was not "
+        f"moved and is refused, or moved by more than {AIM_PX} px. Miss: an edit that was moved by more than "
+        f"{gate.largest_displacement_px} px and is kept with more than that left. Commit {commit()}, {seconds:.0f} s "
+        "on one thread.",
         f"```bash\n{words}\n```",
         f"Aim: {AIM_PX} px and 1 % false alarms.",
         f"- **Without {LOST}: {headline(kept)}.**\n- All 26 styles: {headline(cases)}.",
-        f"{LOST} covers every photo with the same woven pattern; nothing of the photo can be seen in it. Its estimates are "
-        f"noise, are not trusted (agreement at most {unrelated:.2f}; limit {gate.least_agreement:g}; the least of a right "
-        f"estimate in the other styles {least:.2f}), and nothing is moved: for the alignment gate alone they are misses. "
-        f"The structure gate refuses {share(lost, lambda c: c.destroyed):.0%} of them, and "
+        f"{LOST} covers every photo with the same woven pattern; nothing of the photo can be seen in it. Its estimates "
+        f"are noise, are not trusted (agreement at most {unrelated:.2f}; limit {gate.least_agreement:g}; the least of "
+        f"a right estimate in the other styles {least:.2f}), and nothing is moved: for the alignment gate alone they "
+        f"are misses. The structure gate refuses {share(lost, lambda c: c.destroyed):.0%} of them, and "
         f"{share(others, lambda c: c.destroyed):.1%} of the aligned edits in the other styles.",
         f"Without {LOST}:",
         table(kept),
-        f"The styles with the largest median error in px: {listed}. Some draw their outlines beside an edge rather than on "
-        "it, to the same side in each photo: that is in the error, too.",
+        f"The styles with the largest median error in px: {listed}. Some draw their outlines beside an edge rather "
+        "than on it, to the same side in each photo: that is in the error, too.",
     ]
     return "\n\n".join(paragraphs)
 

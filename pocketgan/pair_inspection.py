@@ -144,9 +144,9 @@ def _counts(pairs: Sequence[Pair], makers: Sequence[str]) -> list[str]:
 
 
 def _score_table(pairs: Sequence[Pair], names: Sequence[str]) -> Table:
-    table = Table(box=SIMPLE)
+    table = Table(box=SIMPLE, pad_edge=False)
     table.add_column("score", no_wrap=True)
-    for heading in ("least", "5 %", "median", "95 %", "greatest"):
+    for heading in ("least", "5 %", "median", "95 %", "most"):
         table.add_column(heading, justify="right")
     for name in names:
         values = [pair.scores[name] for pair in pairs if pair.scores and name in pair.scores]

@@ -56,13 +56,14 @@ class SemanticsGate(PairGate):
         from pocketgan.personalization.image_embedding import load_clip
 
         self._clip = load_clip(self.model)
-        try:
-            self._tokenizer = CLIPTokenizer.from_pretrained(self.model)
-        except (OSError, ValueError, TypeError) as error:
+        self._tokenizer = CLIPTokenizer.from_pretrained(self.model)
+        # transformers 5 makes a tokenizer without words where there are no files
+        if len(self._tokenizer) <= len(self._tokenizer.all_special_tokens):
+            self._clip = None
             raise FileNotFoundError(
-                f"CLIP model {self.model!r} has no tokenizer ({str(error).splitlines()[0]}); save it to the same "
-                "folder by CLIPTokenizer.save_pretrained, or download the whole repo"
-            ) from error
+                f"CLIP model {self.model!r} has no tokenizer beside its weights; save it to the same folder by "
+                "CLIPTokenizer.save_pretrained, or download the whole repo"
+            )
 
     @override
     @torch.no_grad()
