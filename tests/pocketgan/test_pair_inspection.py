@@ -95,7 +95,7 @@ def test_other_limits_give_what_they_would_have_given(tmp_path, limits):
     assert inspection.newly_dropped == []
     assert content(root) == before
     assert inspect_pairs(root, limits, apply=True).applied
-    assert content(root) == content(make(tmp_path / "fresh", gates(largest_displacement_px=3)))
+    assert content(root) == content(make(tmp_path / "fresh", gates(largest_displacement_px=3.0)))
     assert inspect_pairs(root).is_unchanged
 
     limits.write_text("structure: null")
