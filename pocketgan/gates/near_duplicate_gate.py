@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pocketgan.pair_set import Pair
 
 _SIDE = 16
-_ROWS = 1024
+_BLOCK = 2048
 # as far apart as two pictures can be; what the first one of all gets
 _FARTHEST_LEVELS = 255.0
 
@@ -25,7 +25,8 @@ class NearDuplicateGate(SetGate):
 
     Pictures are compared as 16×16 RGB, by the root of their mean squared difference in levels of 255. Of several alike
     the first id is kept, and it counts as earlier whether another gate dropped it or not: scores know no thresholds.
-    The first id of all has 255. A collapsed teacher shows as many equal edits.
+    The first id of all has 255. A collapsed teacher shows as many equal edits. The time grows with the square of the
+    number of photos.
 
     Args:
         least_photo_levels: Nearest earlier photo that is another one.
@@ -77,19 +78,22 @@ class NearDuplicateGate(SetGate):
 def _nearest_earlier(files: Sequence[Path]) -> list[float]:
     """Distance of each picture to the nearest one before it, in levels."""
     pictures = np.stack([_thumbnail(file) for file in files])
-    # whole numbers, which float64 adds exactly in any order
-    powers = (pictures**2).sum(1)
-    nearest = np.full(len(pictures), _FARTHEST_LEVELS)
-    for start in range(0, len(pictures), _ROWS):
-        rows = slice(start, min(start + _ROWS, len(pictures)))
-        squares = powers[rows, None] + powers[None, : rows.stop] - 2 * pictures[rows] @ pictures[: rows.stop].T
-        later = np.arange(rows.stop)[None] >= np.arange(rows.start, rows.stop)[:, None]
-        least = np.where(later, np.inf, squares).min(1)
-        nearest[rows] = np.minimum(np.sqrt(least / pictures.shape[1]), _FARTHEST_LEVELS)
-    return nearest.tolist()
+    least = np.full(len(pictures), _FARTHEST_LEVELS**2 * pictures.shape[1])
+    starts = range(0, len(pictures), _BLOCK)
+    for row in starts:
+        # whole numbers, which float64 adds exactly in any order
+        these = pictures[row : row + _BLOCK].astype(np.float64)
+        for column in starts[: row // _BLOCK + 1]:
+            others = pictures[column : column + _BLOCK].astype(np.float64)
+            squares = (these**2).sum(1)[:, None] + (others**2).sum(1) - 2 * these @ others.T
+            later = np.arange(column, column + len(others)) >= np.arange(row, row + len(these))[:, None]
+            nearest = np.where(later, np.inf, squares).min(1)
+            least[row : row + _BLOCK] = np.minimum(least[row : row + _BLOCK], nearest)
+    distances: list[float] = np.sqrt(least / pictures.shape[1]).tolist()
+    return distances
 
 
-def _thumbnail(file: Path) -> NDArray[np.float64]:
+def _thumbnail(file: Path) -> NDArray[np.uint8]:
     with Image.open(file) as picture:
         small = picture.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.float64).ravel()
+    return np.asarray(small, dtype=np.uint8).ravel()

@@ -173,7 +173,9 @@ def write_pairs(root, pictures):
     return pairs
 
 
-def test_near_duplicates_are_found_among_earlier_ids(tmp_path, photos):
+@pytest.mark.parametrize("block", [2048, 1, 2])
+def test_near_duplicates_are_found_among_earlier_ids(tmp_path, photos, monkeypatch, block):
+    monkeypatch.setattr("pocketgan.gates.near_duplicate_gate._BLOCK", block)
     nearly = photos[0] + 0.002
     pairs = write_pairs(
         tmp_path,
