@@ -230,8 +230,8 @@ def _comment(inspection: Inspection, pair: Pair) -> str:
     _, name = inspection.margin(pair)
     if not name:
         return ""
-    scores = pair.scores or {}
-    return ", ".join(f"{score.replace('_', ' ')} {scores[score]:.3g}" for score in inspection.gates[name].score_names)
+    scores, first = pair.scores or {}, inspection.gates[name].score_names[:3]
+    return ", ".join(f"{score.replace('_', ' ')} {scores[score]:.3g}" for score in first)
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
