@@ -1,6 +1,7 @@
 """Puts synthesised pairs on disk."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing_extensions import override
 
 from datamodules.source_photos import SourcePhotos
 from lightning_modules.pair_synthesis import PairSynthesis
+from pocketgan.gates import Gate
+from pocketgan.gates.judgement import mark_maker
 from pocketgan.pair_set import EditedPhoto, PairSetWriter
 
 _VERSIONED = ("pocketgan", "torch", "pillow", "onnxruntime", "diffusers", "transformers")
@@ -50,13 +53,15 @@ class PairWriter(BasePredictionWriter):
         module, datamodule = synthesis_of(trainer, pl_module)
         # Pairs are on disk once written; keeping them all would fill the memory.
         trainer.predict_loop.return_predictions = False
-        self._writer, done = self._opened(trainer, settings_of(module, datamodule, self.image_format))
+        self._writer, done = self._opened(trainer, settings_of(module, datamodule, self.image_format), module.gates)
         self._pairs_before = len(self._writer.pairs)
         self._parent = os.getppid()
         module.leave_out(done)
         datamodule.exclude({photo_id for photo_id, names in done.items() if names >= set(module.concepts)})
 
-    def _opened(self, trainer: Trainer, settings: dict[str, Any]) -> tuple[PairSetWriter, dict[str, set[str]]]:
+    def _opened(
+        self, trainer: Trainer, settings: dict[str, Any], gates: dict[str, Gate]
+    ) -> tuple[PairSetWriter, dict[str, set[str]]]:
         """The process's writer, and the pairs that are done: id to concepts."""
         # Rank 0 opens first and shares its refusal, or the others would wait for it for ever. All share its list of
         # what is done, too: photos dealt by different lists would leave gaps.
@@ -65,14 +70,14 @@ class PairWriter(BasePredictionWriter):
         done: dict[str, set[str]] = {}
         if trainer.is_global_zero:
             try:
-                opened = PairSetWriter(self.root, settings)
+                opened = PairSetWriter(self.root, settings, gates=gates)
                 done = opened.concepts_by_id()
             except (OSError, RuntimeError, ValueError) as error:
                 refusal = error
         refusal, done = trainer.strategy.broadcast((refusal, done))
         if refusal is not None:
             raise refusal
-        return opened or PairSetWriter(self.root, settings, rank=trainer.global_rank), done
+        return opened or PairSetWriter(self.root, settings, trainer.global_rank, gates), done
 
     @override
     def write_on_batch_end(
@@ -111,10 +116,15 @@ class PairWriter(BasePredictionWriter):
     def _report(self, writer: PairSetWriter, skipped: dict[str, str]) -> None:
         done = writer.concepts_by_id()
         concepts = {concept for concept, _ in writer.pairs}
+        makers = Counter(mark_maker(pair.dropped) for pair in writer.pairs.values() if pair.dropped)
+        dropped = ""
+        if makers:
+            listed = ", ".join(f"{maker} {count}" for maker, count in sorted(makers.items()))
+            dropped = f"; {makers.total()} pairs are dropped ({listed}): see `pocketgan pairs inspect {self.root}`"
         line = (
             f"{len(writer.pairs) - self._pairs_before} pairs written to {self.root}, which now holds "
             f"{len(writer.pairs)} ({len(done)} photos, {len(concepts)} concepts); {len(skipped)} photos "
-            f"skipped"
+            f"skipped{dropped}"
         )
         # Through rich's console, which the progress bar may still be drawing on.
         get_console().print(line, markup=False, highlight=False, soft_wrap=True)
@@ -154,6 +164,7 @@ def settings_of(module: PairSynthesis, datamodule: SourcePhotos, image_format: s
         "photos": datamodule.settings,
         "image_format": image_format,
         "versions": _versions(),
+        "origin": module.teacher.origin,
     }
 
 

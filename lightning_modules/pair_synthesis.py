@@ -5,12 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from datamodules.source_photos import PhotoBatch
+from pocketgan.gates import TEACHER, Gate, PairGate
+from pocketgan.gates.judgement import check_names
+from pocketgan.images import to_image, to_tensor
 from pocketgan.pair_set import EditedPhoto
 from pocketgan.teachers import Teacher
 from pocketgan.text import read_prompts
@@ -25,14 +29,21 @@ class PairSynthesis(LightningModule):
         concepts: Edits to make: name to prompt, or a file of them, see ``pocketgan.text.read_prompts``; None for all
             that the teacher offers.
         seed: Seeds the edits. A pair's own seed comes of this one, the photo's id and the concept alone.
+        gates: Checks that judge the stored pairs, by a name of your own; the first that refuses a pair marks it. One
+            that is null is left out.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If there are no concepts, or one has a prompt that the teacher does not know.
+        FileNotFoundError: If there is no such file, or a gate's weights are missing.
+        ValueError: If there are no concepts, one has a prompt that the teacher does not know, or a gate a bad name.
     """
 
     def __init__(
-        self, teacher: Teacher, size: int = 256, concepts: dict[str, str] | Path | None = None, seed: int = 0
+        self,
+        teacher: Teacher,
+        size: int = 256,
+        concepts: dict[str, str] | Path | None = None,
+        seed: int = 0,
+        gates: dict[str, Gate | None] | None = None,
     ) -> None:
         super().__init__()
         concepts = read_prompts(concepts) if isinstance(concepts, Path) else concepts
@@ -52,6 +63,12 @@ class PairSynthesis(LightningModule):
         if size < 32:
             raise ValueError(f"size is {size}; it must be at least 32")
         self.teacher = teacher.eval().requires_grad_(False)
+        self.gates = {name: gate for name, gate in (gates or {}).items() if gate is not None}
+        check_names(self.gates)
+        for gate in self.gates.values():
+            gate.prepare()
+        # so that they go to the device
+        self._gate_modules = nn.ModuleList(self.gates.values())
         self._size = size
         self._seed = seed
         self._done: Mapping[str, set[str]] = {}
@@ -62,7 +79,9 @@ class PairSynthesis(LightningModule):
         teacher = dict(self.teacher.settings)
         # What belongs to one prompt goes to its concept, so that a set can be given further concepts.
         of_prompts = teacher.pop("prompts", {})
+        of_gates = {name: gate.settings for name, gate in self.gates.items() if gate.settings}
         return {
+            **({"gates": of_gates} if of_gates else {}),
             "teacher": teacher,
             "size": self._size,
             "seed": self._seed,
@@ -92,20 +111,31 @@ class PairSynthesis(LightningModule):
             if not missing:
                 continue
             seeds = [self._pair_seed(batch["id"][row], concept) for row in missing]
-            edits = self._scaled_down(self.teacher.edit(batch["photo"][missing], prompt, seeds))
-            pairs.extend(
-                EditedPhoto(
+            edits = self.teacher.edit(batch["photo"][missing], prompt, seeds)
+            for row, edit, small_edit, seed in zip(missing, edits, self._scaled_down(edits), seeds, strict=True):
+                pair = EditedPhoto(
                     id=batch["id"][row],
                     concept=concept,
                     prompt=prompt,
                     photo=small_photos[row],
-                    edit=edit,
+                    edit=small_edit,
                     source=batch["source"][row],
                     seed=seed,
                 )
-                for row, edit, seed in zip(missing, edits, seeds, strict=True)
-            )
+                pairs.append(self._corrected(pair, edit) if edit.isfinite().all() else _without_edit(pair, edit))
         return pairs
+
+    def _corrected(self, pair: EditedPhoto, large_edit: Tensor) -> EditedPhoto:
+        """Let the gates mend a pair's edit, as the teacher made it, and store what comes of it."""
+        for gate in self.gates.values():
+            if not isinstance(gate, PairGate):
+                continue
+            corrected = gate.corrected(_eight_bit(pair.photo), _eight_bit(pair.edit), large_edit)
+            if corrected is not None:
+                large_edit, scores = corrected
+                (edit,) = self._scaled_down(large_edit[None])
+                pair = pair._replace(edit=edit, scores={**(pair.scores or {}), **scores})
+        return pair
 
     def _pair_seed(self, photo_id: str, concept: str) -> int:
         digest = hashlib.sha256(f"{self._seed}/{photo_id}/{concept}".encode()).digest()
@@ -126,3 +156,17 @@ class PairSynthesis(LightningModule):
             F.interpolate(image[None], (self._size, self._size), mode="bicubic", antialias=True)[0].clamp(-1, 1)
             for image in images
         ]
+
+
+def _eight_bit(image: Tensor) -> Tensor:
+    """A picture (3, H, W) as it will be read from its file."""
+    return to_tensor(to_image(image))
+
+
+def _without_edit(pair: EditedPhoto, edit: Tensor) -> EditedPhoto:
+    """A black edit in place of one that holds NaN or infinite values."""
+    share = 1 - edit.isfinite().float().mean().item()
+    reason = (
+        f"{TEACHER}: no usable edit, {share:.0%} of it is no number; the teacher broke down or withheld the picture"
+    )
+    return pair._replace(edit=torch.full_like(pair.photo, -1), dropped=reason)

@@ -16,6 +16,7 @@ from pocketgan.commands import (
     export,
     pairs_convert,
     pairs_import,
+    pairs_inspect,
     quickstart,
     select_concepts,
     select_photos,
@@ -69,7 +70,8 @@ def _keep_null_inside_nested_classes() -> None:
     jsonargparse 4.53 hands an option of a class inside a class on as the text ``--scheduler=None``, which is a word
     like any other to the inner parser. No issue is known upstream; a test fails once it is mended.
     """
-    from jsonargparse import _typehints
+    from jsonargparse import Namespace, _typehints
+    from jsonargparse._util import NestedArg
 
     adapt = _typehints.adapt_class_type
     if hasattr(adapt, "__wrapped__"):
@@ -77,8 +79,8 @@ def _keep_null_inside_nested_classes() -> None:
 
     @functools.wraps(adapt)
     def adapt_with_null(value: Any, *args: Any, **kwargs: Any) -> Any:
-        init_args = value.get("init_args") if isinstance(value, _typehints.Namespace) else None
-        if isinstance(init_args, _typehints.NestedArg) and init_args.val is None:
+        init_args = value.get("init_args") if isinstance(value, Namespace) else None
+        if isinstance(init_args, NestedArg) and init_args.val is None:
             value["init_args"] = init_args._replace(val="null")
         return adapt(value, *args, **kwargs)
 
@@ -96,6 +98,7 @@ def run_lightning(args: list[str] | None) -> None:
     # short class names in YAMLs are found among imported classes
     import datamodules  # noqa: F401
     import lightning_modules  # noqa: F401
+    import pocketgan.gates
     import pocketgan.networks
     import pocketgan.teachers  # noqa: F401
     from callbacks import (
@@ -202,6 +205,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "pairs convert": pairs_convert,
     "pairs import": pairs_import,
+    "pairs inspect": pairs_inspect,
     "select concepts": select_concepts,
     "select photos": select_photos,
 }

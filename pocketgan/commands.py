@@ -415,3 +415,38 @@ def pairs_convert(
         "litdata": f"train on it with --data StreamedPairs --data.root {out}, or copy it to object storage first",
     }
     print(f"{out} holds {count} pairs of {source} as {to}; {use[to]}")
+
+
+def pairs_inspect(
+    root: Path,
+    out: Path = Path("contact_sheet.png"),
+    gates: Path | None = None,
+    apply: bool = False,
+) -> None:
+    """Show what a pair set's gates kept and dropped and why; try other limits without generating again.
+
+    Args:
+        root: Pair set.
+        out: Picture to write: pairs that were dropped, and the worst and best that were kept.
+        gates: YAML of gates by name, as under ``gates`` in a synthesis: one that the set has is replaced, another is
+            added and measured, null takes one away. Without it, those of the set.
+        apply: Write scores, marks and gates to the set.
+    """
+    import io
+
+    from rich import get_console
+
+    from pocketgan.files import write_whole
+    from pocketgan.pair_inspection import contact_sheet, inspect_pairs, print_inspection
+
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"{out} would not be a PNG; name a file that ends in .png")
+    inspection = inspect_pairs(root, gates, apply)
+    print_inspection(inspection, get_console())
+    if not inspection.pairs:
+        return
+    buffer = io.BytesIO()
+    contact_sheet(inspection).save(buffer, "PNG")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, buffer.getvalue())
+    print(f"contact sheet written to {out}" + (f"; {root} is marked accordingly" if apply else ""))

@@ -304,7 +304,9 @@ def import_converted(source: Path, root: Path, prompts: dict[str, str] | None = 
                 to_tensor(image if size is None else centred_square(image, side)) for image in (photo, edit)
             )
             prompt = names[pair.concept]["prompt"]
-            edited = EditedPhoto(pair.id, pair.concept, prompt, small, small_edit, source=pair.source, seed=pair.seed)
+            edited = EditedPhoto(
+                pair.id, pair.concept, prompt, small, small_edit, pair.source, pair.seed, scores=pair.scores
+            )
             writer.write([edited])
     except BaseException:
         writer.close(merge=False)

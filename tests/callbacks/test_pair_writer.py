@@ -19,6 +19,7 @@ from callbacks import PairEstimate, PairWriter
 from datamodules.source_photos import SourcePhotos
 from lightning_modules.pair_synthesis import PairSynthesis
 from pocketgan.cli import main
+from pocketgan.gates import AlignmentGate, ExposureGate, NearDuplicateGate
 from pocketgan.pair_set import PairSetWriter, is_unfinished, read_manifest, read_pairs
 from pocketgan.teachers import Teacher
 
@@ -55,11 +56,19 @@ class OtherModule(LightningModule):
         return batch
 
 
-def synthesize(root, photos, teacher=None, trainer=None, **changes):
+def gates(**limits):
+    return {
+        "alignment": AlignmentGate(),
+        "exposure": ExposureGate(**limits),
+        "near_duplicate": NearDuplicateGate(),
+    }
+
+
+def synthesize(root, photos, teacher=None, trainer=None, gates=None, **changes):
     settings = {"size": 64, "batch_size": 2, "minimum_side": 32, **changes}
     trainer_settings = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
     loop = Trainer(**{**trainer_settings, **(trainer or {})}, callbacks=[PairWriter(root)])
-    module = PairSynthesis(teacher or NoiseTeacher(), size=32)
+    module = PairSynthesis(teacher or NoiseTeacher(), size=32, gates=gates)
     datamodule = SourcePhotos(photos, **settings)
     returned = loop.predict(module, datamodule=datamodule)
     return returned, module, datamodule
@@ -94,6 +103,13 @@ def expected(photos, tmp_path_factory):
     return content(root)
 
 
+@pytest.fixture(scope="module")
+def judged(photos, tmp_path_factory):
+    root = tmp_path_factory.mktemp("judged") / "set"
+    synthesize(root, photos, gates=gates())
+    return content(root)
+
+
 def script(*arguments):
     """Start this file as a process, or several; return what it prints."""
     repository = Path(__file__).parents[2]
@@ -120,6 +136,39 @@ def test_a_set_is_written_and_nothing_is_kept_in_memory(tmp_path, photos, capsys
     assert manifest["photos"] == {"size": 64, "crop": "centred square"}
     assert manifest["versions"]["torch"] == version("torch")
     assert f"10 pairs written to {root}, which now holds 10 (5 photos, 2 concepts); 0 photos" in capsys.readouterr().out
+
+
+def test_gates_change_no_picture_and_pairs_are_judged_by_the_current_ones(tmp_path, photos, expected, judged, capsys):
+    pictures = {name for name in expected if name.endswith(".png")}
+    assert {name: judged[name] for name in pictures} == {name: expected[name] for name in pictures}
+    assert set(judged) - set(expected) == {"gates.json"}
+    assert b'"alignment_agreement": ' in judged["pairs.jsonl"]
+
+    root = tmp_path / "set"
+    strict = gates(least_spread_levels=200)
+    synthesize(root, photos, gates=strict, limit=3)
+    assert read_pairs(root) == []
+    assert "; 6 pairs are dropped (exposure 6): see `pocketgan pairs inspect" in capsys.readouterr().out
+    assert "flat: a spread of" in read_pairs(root, include_dropped=True)[0].dropped
+    synthesize(root, photos, gates=gates())
+    assert content(root) == judged
+    with pytest.raises(ValueError, match=r"gates: the set has \{'alignment'.* this run None"):
+        synthesize(root, photos)
+
+
+def test_a_set_without_gates_is_measured_when_it_gets_some(tmp_path, photos, judged):
+    root = tmp_path / "set"
+    some = {name: gate for name, gate in gates().items() if name != "alignment"}
+    synthesize(root, photos, limit=2)
+    synthesize(root, photos, gates=some)
+    pairs = read_pairs(root, include_dropped=True)
+    assert all(set(pair.scores) >= set(NearDuplicateGate.score_names) for pair in pairs)
+    assert len(pairs) == 10
+    before = content(root)
+    synthesize(root, photos)  # without gates, nothing is judged
+    assert content(root) == before
+    with pytest.raises(ValueError, match=r"gates: the set has None, this run \{'alignment'"):
+        synthesize(root, photos, gates=gates())
 
 
 def test_a_complete_set_is_left_alone(tmp_path, photos, expected, capsys):
@@ -194,11 +243,20 @@ def test_killed_at_any_moment_the_set_is_resumed_to_the_same_bytes(tmp_path, pho
         assert content(root) == expected, root.name
 
 
-def test_two_processes_make_the_set_of_one(tmp_path, photos, expected):
+def test_killed_at_any_moment_the_set_is_judged_alike(tmp_path, photos, judged):
+    script("kill judged", tmp_path, photos)
+    moments = sorted(tmp_path.iterdir())
+    assert len(moments) > 3
+    for root in moments:
+        assert content(root) == judged, root.name
+
+
+def test_two_processes_make_the_set_of_one(tmp_path, photos, expected, judged):
     shown = script("two", tmp_path, photos)
     assert "pairs to make  10 of 10" in shown
     assert re.search(r"on 2 processes: .* s a pair and process, timed on 3 pairs\n", shown)
     assert content(tmp_path / "set") == expected
+    assert content(tmp_path / "judged") == judged
     assert len(read_pairs(tmp_path / "one photo")) == 2
 
 
@@ -286,26 +344,30 @@ def die_at(moment):
     Path.replace = count(Path.replace)
 
 
-def killed(moment, root, photos):
+def killed(moment, root, photos, gates):
     child = os.fork()
     if child == 0:
         die_at(moment)
-        synthesize(root, photos)
+        synthesize(root, photos, gates=gates)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
-def kill_at_many_moments(folder, photos):
+def kill_at_many_moments(folder, photos, gates=None, step=4):
     # Forking is safe only while no thread pool has been started.
     torch.set_num_threads(1)
     moment = 1
-    while killed(moment, folder / f"{moment:03d}", photos):
+    while killed(moment, folder / f"{moment:03d}", photos, gates):
         # Killed twice: also soon after the resumption.
-        killed(3, folder / f"{moment:03d}", photos)
-        moment += 4
+        killed(3, folder / f"{moment:03d}", photos, gates)
+        moment += step
     for root in folder.iterdir():
-        synthesize(root, photos)
+        synthesize(root, photos, gates=gates)
+
+
+def kill_judged(folder, photos):
+    kill_at_many_moments(folder, photos, gates(), step=13)
 
 
 def command_line(killed_rank, moment, *words):
@@ -330,6 +392,7 @@ def run_two_processes(folder, photos):
     estimate(folder / "set", photos, trainer)
     assert not (folder / "set").exists()
     synthesize(folder / "set", photos, trainer=trainer)
+    synthesize(folder / "judged", photos, trainer=trainer, gates=gates())
     synthesize(folder / "one photo", photos, trainer=trainer, limit=1)
 
 
@@ -337,4 +400,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "command":
         killed_command_line(*sys.argv[2:])
     else:
-        {"kill": kill_at_many_moments, "two": run_two_processes}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
+        modes = {"kill": kill_at_many_moments, "kill judged": kill_judged, "two": run_two_processes}
+        modes[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))

@@ -1,7 +1,9 @@
 import pytest
 import torch
+from tiny import real_photos
 
 from lightning_modules.pair_synthesis import PairSynthesis
+from pocketgan.gates import AlignmentGate, ExposureGate, SemanticsGate
 from pocketgan.teachers import Teacher
 
 
@@ -115,6 +117,55 @@ def test_concepts_come_from_a_file(teacher, tmp_path):
     module = PairSynthesis(teacher, size=32, concepts=tmp_path / "prompts.yaml")
     assert module.concepts == {"crimson": "make it red"}
     assert module.settings["concepts"] == {"crimson": {"prompt": "make it red", "length": 11}}
+
+
+class MovingTeacher(NoiseTeacher):
+    """Hands the photos back moved; withholds the second picture and overflows in the third."""
+
+    def edit(self, photos, prompt, seeds):
+        edits = photos.roll(6, dims=3)
+        edits[1:2] = float("nan")
+        edits[2:3, 0, 0, 0] = float("inf")
+        return edits
+
+
+def moving_batch():
+    photos = torch.stack(real_photos(3, 128))
+    return {"photo": photos, "id": list("abc"), "source": list("abc"), "skipped": {}, "converted": {}}
+
+
+def test_what_is_no_number_is_stored_black_and_marked():
+    red, withheld, overflown = PairSynthesis(MovingTeacher({}), 64, {"red": "red"}).predict_step(moving_batch(), 0)
+    assert red.dropped is None
+    assert (withheld.edit == -1).all()
+    assert withheld.dropped.startswith("teacher: no usable edit, 100% of it is no number")
+    assert (overflown.edit == -1).all()
+    assert overflown.dropped.startswith("teacher: no usable edit")
+
+
+def test_a_moved_edit_is_put_in_place_before_it_is_stored():
+    batch = moving_batch()
+    module = PairSynthesis(MovingTeacher({}), 64, {"red": "red"}, gates={"alignment": AlignmentGate(), "none": None})
+    pair, withheld, _ = module.predict_step(batch, 0)
+    assert pair.scores["alignment_corrected_px"] == pytest.approx(3, abs=0.1)
+    assert (pair.edit - pair.photo)[:, 8:-8, 8:-8].abs().mean() < 0.03
+    assert withheld.scores is None
+    assert module.settings["gates"] == {"alignment": AlignmentGate().settings}
+    (alone,) = module.predict_step(rows(batch, 0), 0)
+    assert torch.equal(alone.edit, pair.edit)
+
+    module = PairSynthesis(MovingTeacher({}), 64, {"red": "red"}, gates={"alignment": AlignmentGate(register=False)})
+    pair, _, _ = module.predict_step(batch, 0)
+    assert pair.scores is None
+    assert "gates" not in module.settings
+
+
+def test_bad_gates_are_refused_before_anything_is_made(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="no gate can be named 'teacher'"):
+        PairSynthesis(NoiseTeacher({}), 64, {"red": "red"}, gates={"teacher": ExposureGate()})
+    with pytest.raises(FileNotFoundError, match="hf download"):
+        PairSynthesis(NoiseTeacher({}), 64, {"red": "red"}, gates={"meaning": SemanticsGate("someone/clip")})
 
 
 def test_misfits_are_refused(teacher, batch):

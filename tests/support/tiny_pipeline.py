@@ -89,7 +89,9 @@ def make_clip(folder: Path) -> Path:
     torch.manual_seed(0)
     text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision = {**text, "image_size": 32, "patch_size": 8}
-    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    # the tokens of tiny_tokenizer
+    text_config = {**text, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    config = transformers.CLIPConfig(text_config=text_config, vision_config=vision, projection_dim=8)
     transformers.CLIPModel(config).save_pretrained(folder)
     return folder
 
