@@ -330,7 +330,8 @@ class PairSetWriter:
     Args:
         root: The pair set; made if it does not exist.
         settings: The manifest's content: teacher, photos, size (pixels), image_format ("png" or "jpeg"),
-            seed, versions, and concepts, a mapping of name to {"prompt": …}. Plain JSON values.
+            seed, versions, origin (model and licence, optional), and concepts, a mapping of name to {"prompt": …}.
+            Plain JSON values.
         rank: This process's number; 0 holds the lock and writes all that is shared.
         gates: Measure and judge the pairs, by name; their thresholds may be others than before. Without any, new pairs
             are not judged and old marks stay.
@@ -389,8 +390,8 @@ class PairSetWriter:
             found = read_manifest(self.root)
             _check_same_settings(self.root, found, wanted)
             wanted["concepts"] = found["concepts"] | wanted["concepts"]
-            # The set keeps the versions that it began with, or its name would change at every upgrade; likewise a licence
-            # that could be looked up then and cannot now.
+            # The set keeps the versions that it began with, or its name would change at every upgrade, and a licence
+            # that may not be looked up any more.
             wanted |= {key: found[key] for key in ("versions", "origin") if key in found}
         _check_no_other_files(self.root)
         wanted["hash"] = hashlib.sha256(_canonical(wanted)).hexdigest()

@@ -152,7 +152,7 @@ def test_gates_change_no_picture_and_pairs_are_judged_by_the_current_ones(tmp_pa
     assert "flat: a spread of" in read_pairs(root, include_dropped=True)[0].dropped
     synthesize(root, photos, gates=gates())
     assert content(root) == judged
-    with pytest.raises(ValueError, match=r"gates: the set has \{'alignment'.* this run None"):
+    with pytest.raises(ValueError, match=r'gates: the set has \{"alignment".* this run none'):
         synthesize(root, photos)
 
 
@@ -167,7 +167,7 @@ def test_a_set_without_gates_is_measured_when_it_gets_some(tmp_path, photos, jud
     before = content(root)
     synthesize(root, photos)  # without gates, nothing is judged
     assert content(root) == before
-    with pytest.raises(ValueError, match=r"gates: the set has None, this run \{'alignment'"):
+    with pytest.raises(ValueError, match=r'gates: the set has none, this run \{"alignment"'):
         synthesize(root, photos, gates=gates())
 
 
