@@ -171,6 +171,16 @@ def test_a_set_without_gates_is_measured_when_it_gets_some(tmp_path, photos, jud
         synthesize(root, photos, gates=gates())
 
 
+def test_the_manifest_keeps_model_and_licence(tmp_path, photos, monkeypatch):
+    root = tmp_path / "set"
+    monkeypatch.setattr(NoiseTeacher, "origin", {"model": "noise", "licence": "mit"})
+    synthesize(root, photos, limit=2)
+    monkeypatch.setattr(NoiseTeacher, "origin", {"model": "noise", "licence": "unknown"})  # as without network
+    synthesize(root, photos)
+    assert read_manifest(root)["origin"] == {"model": "noise", "licence": "mit"}
+    assert len(read_pairs(root)) == 10
+
+
 def test_a_complete_set_is_left_alone(tmp_path, photos, expected, capsys):
     root = tmp_path / "set"
     synthesize(root, photos)
