@@ -102,7 +102,8 @@ class PairSynthesis(LightningModule):
             One entry per pair, on the CPU, at the stored size.
 
         Raises:
-            ValueError: If the photos are smaller than the size to store.
+            ValueError: If the photos are smaller than the size to store, or the teacher returns anything but an edit of
+                the same size for each.
         """
         pairs: list[EditedPhoto] = []
         small_photos = self._scaled_down(batch["photo"])
@@ -111,7 +112,14 @@ class PairSynthesis(LightningModule):
             if not missing:
                 continue
             seeds = [self._pair_seed(batch["id"][row], concept) for row in missing]
-            edits = self.teacher.edit(batch["photo"][missing], prompt, seeds)
+            photos = batch["photo"][missing]
+            edits = self.teacher.edit(photos, prompt, seeds)
+            if not isinstance(edits, Tensor) or edits.shape != photos.shape:
+                found = tuple(edits.shape) if isinstance(edits, Tensor) else f"a {type(edits).__name__}"
+                raise ValueError(
+                    f"{type(self.teacher).__name__} returned {found} for photos of {tuple(photos.shape)}; a teacher "
+                    "must return one edit for each photo, of the photo's size"
+                )
             for row, edit, small_edit, seed in zip(missing, edits, self._scaled_down(edits), seeds, strict=True):
                 pair = EditedPhoto(
                     id=batch["id"][row],

@@ -238,7 +238,9 @@ def run_function(function: Callable[..., None], args: list[str]) -> None:
     arguments = parser.parse_args(args)
     try:
         function(**vars(parser.instantiate(arguments)))
-    except (ValueError, OSError, ImportError) as error:  # what users can mend
+    except (ValueError, OSError, ImportError, RuntimeError) as error:  # what users can mend
+        if isinstance(error, RuntimeError) and not _is_refusal(error):
+            raise
         # what went wrong is in the message; a traceback would only hide it
         raise SystemExit(f"pocketgan {name}: {error}") from error
 

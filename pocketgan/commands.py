@@ -381,7 +381,7 @@ def pairs_convert(
     concepts: list[str] | None = None,
     split: tuple[float, float, float] = (0.8, 0.1, 0.1),
     seed: int = 0,
-    prompts: dict[str, str] | None = None,
+    prompts: dict[str, str] | Path | None = None,
     size: int | None = None,
 ) -> None:
     """Write a pair set in another tool's layout, or make a pair set of such a layout.
@@ -393,16 +393,19 @@ def pairs_convert(
         concepts: Of a pair set: those to write; all if not given.
         split: Of a pair set to imagefolder and aligned: fractions of the photos for train, val and test.
         seed: Likewise: deals the split, as data.seed of a training.
-        prompts: To a pair set: text of each concept, for example '{facades: a facade}'; its name where there is none.
+        prompts: To a pair set: text of each concept, for example '{facades: a facade}', or a YAML file of them; its
+            name where there is none.
         size: To a pair set: side in pixels that is stored, of the largest centred square; the pictures' own if not
             given.
     """
     from pocketgan.pair_convert import export_pairs, import_converted, kind_of
+    from pocketgan.text import read_prompts
 
     kind = kind_of(source)
     if to == "pairs":
         if kind == "pairs":
             raise ValueError(f"{source} is a pair set; say what to make of it: --to imagefolder, aligned or litdata")
+        prompts = read_prompts(prompts) if isinstance(prompts, Path) else prompts
         count = import_converted(source, out, prompts, size)
         print(f"{out} holds {count} pairs of {source} ({kind}); train on it with --data.root {out}")
         return

@@ -4,7 +4,8 @@ aligned      pytorch-CycleGAN-and-pix2pix: DIR/[CONCEPT/]train|val|test/<id>.png
 imagefolder  Hugging Face datasets: DIR/train|validation|test/metadata.jsonl with photos and edits beside it
 litdata      chunks that `StreamedPairs` reads from a folder or object storage
 
-Each has a conversion.json with the manifest and the pairs' lines, so that the way back gives the same set.
+Each has a conversion.json with the manifest and the pairs' lines, so that the way back gives the same set,
+but for dropped pairs and gates.json.
 """
 
 import hashlib
@@ -255,7 +256,8 @@ def import_converted(source: Path, root: Path, prompts: dict[str, str] | None = 
     """Write what lies in another layout as a pair set; started again, it goes on.
 
     Of pocketgan's own conversions all that the set said of its pairs comes back, and so do its pictures' bytes where
-    they were PNG. Of others' the split that the folders give is not kept, since a pair set is dealt anew.
+    they were PNG; gates.json does not, nor do scores at another size. Of others' the split that the folders give is not
+    kept, since a pair set is dealt anew.
 
     Args:
         source: aligned, imagefolder or litdata. A foreign imagefolder's rows need photo_file_name and edit_file_name;
@@ -305,7 +307,14 @@ def import_converted(source: Path, root: Path, prompts: dict[str, str] | None = 
             )
             prompt = names[pair.concept]["prompt"]
             edited = EditedPhoto(
-                pair.id, pair.concept, prompt, small, small_edit, pair.source, pair.seed, scores=pair.scores
+                pair.id,
+                pair.concept,
+                prompt,
+                small,
+                small_edit,
+                pair.source,
+                pair.seed,
+                scores=pair.scores if size is None else None,
             )
             writer.write([edited])
     except BaseException:

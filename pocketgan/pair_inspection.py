@@ -88,7 +88,7 @@ def inspect_pairs(root: Path, gates_file: Path | None = None, apply: bool = Fals
         before = read_pairs(root, include_dropped=True)
         earlier = set_gates(root)
         gates = read_gates(gates_file, earlier) if gates_file else earlier
-        if apply and not gates:
+        if apply and not gates and not earlier:
             raise ValueError(f"{root} has no gates to apply; name some in a YAML and give it by --gates")
         outdated = outdated_scores(gates, earlier)
         found = [without_scores(pair, outdated) for pair in before]

@@ -182,8 +182,12 @@ def set_hash(root: Path) -> str:
 
 
 def content_hash(manifest: Mapping[str, Any], pairs: Iterable[Pair]) -> str:
-    """Return SHA-256 over a manifest and pairs sorted by concept and id, in hexadecimal."""
-    return hashlib.sha256(_canonical(manifest) + b"".join(map(_line, pairs))).hexdigest()
+    """Return SHA-256 over a manifest and pairs sorted by concept and id, in hexadecimal.
+
+    Model and licence are left out: what they are called, or whether that could be looked up, changes no pixel.
+    """
+    content = {key: value for key, value in manifest.items() if key != "origin"}
+    return hashlib.sha256(_canonical(content) + b"".join(map(_line, pairs))).hexdigest()
 
 
 def set_gates(root: Path) -> dict[str, Gate]:
@@ -202,8 +206,10 @@ def locked(root: Path) -> Iterator[None]:
 
     Raises:
         RuntimeError: Another process is writing it.
+        OSError: It cannot be written.
     """
-    lock = _locked(root)
+    with explained_write_error(root):
+        lock = _locked(root)
     try:
         yield
     finally:
@@ -373,10 +379,14 @@ class PairSetWriter:
         try:
             self._write_manifest(settings)
             remove_temporaries(self.root)
+            was_unfinished = is_unfinished(self.root)
             self._merge_journals()
             if self._gates:
                 self._earlier_gates = set(set_gates(self.root))
                 replace_gates(self.root, read_pairs(self.root, include_dropped=True), self._gates)
+                if was_unfinished:
+                    # should this run end before it closes the set, nothing would tell that its pairs are not judged
+                    self._judge()
         except BaseException:
             lock.release()
             raise
@@ -394,7 +404,7 @@ class PairSetWriter:
             # that may not be looked up any more.
             wanted |= {key: found[key] for key in ("versions", "origin") if key in found}
         _check_no_other_files(self.root)
-        wanted["hash"] = hashlib.sha256(_canonical(wanted)).hexdigest()
+        wanted["hash"] = content_hash(wanted, [])
         content = json.dumps(wanted, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
         if not path.exists() or path.read_bytes() != content:
             write_whole(path, content)

@@ -1,6 +1,7 @@
 """DeepCache for U-Nets."""
 
 import importlib.util
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -46,7 +47,8 @@ class DeepCache(DenoiserCache):
                 f"DeepCache spares a U-Net's work, {type(pipeline).__name__} has none; take FirstBlockCache, "
                 "TaylorSeerCache, FasterCache or MagCache"
             )
-        pipeline.scheduler.set_timesteps(arguments.get("num_inference_steps", 50))
+        default = inspect.signature(type(pipeline).__call__).parameters["num_inference_steps"].default
+        pipeline.scheduler.set_timesteps(arguments.get("num_inference_steps", default))
         steps = pipeline.scheduler.timesteps.tolist()
         if len(set(steps)) < len(steps):
             # the package finds its place in the schedule by the step's value

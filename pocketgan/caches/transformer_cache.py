@@ -10,6 +10,7 @@ from diffusers.models.cache_utils import CacheMixin
 from typing_extensions import override
 
 from pocketgan.caches.denoiser_cache import DenoiserCache
+from pocketgan.sdedit import steps_done
 
 
 class TransformerCache(DenoiserCache):
@@ -38,9 +39,13 @@ class TransformerCache(DenoiserCache):
             raise ValueError(f"{name} needs a transformer with diffusers' enable_cache, {kind} has {denoiser}")
         if kind.startswith("Flux2") and not self.works_on_flux2:
             raise ValueError(f"diffusers' hook for {name} does not work on {kind} yet; take TaylorSeerCache")
-        default = inspect.signature(type(pipeline).__call__).parameters["num_inference_steps"].default
-        transformer.enable_cache(self.config(pipeline, arguments.get("num_inference_steps", default)))
-
+        if "_current_timestep" not in inspect.getsource(type(pipeline)):
+            raise ValueError(f"{kind} does not tell {name} at which step it is; take fewer steps instead")
+        parameters = inspect.signature(type(pipeline).__call__).parameters
+        steps = arguments.get("num_inference_steps", parameters["num_inference_steps"].default)
+        if "strength" in parameters:
+            steps = steps_done(arguments.get("strength", parameters["strength"].default), steps)
+        transformer.enable_cache(self.config(pipeline, steps))
         self._pipeline, self._transformer = pipeline, transformer
 
     @override

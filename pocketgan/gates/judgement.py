@@ -145,14 +145,19 @@ def _stored(file: Path) -> Tensor:
 
 
 def check_names(gates: Mapping[str, Gate]) -> None:
-    """Refuse names that could not be told from the marks of others.
+    """Refuse names and gates that could not be told from others.
 
     Raises:
-        ValueError: A name has a colon, or is the teacher's.
+        ValueError: A name has a colon, or is the teacher's; or two gates write one score.
     """
     for name in gates:
         if name == TEACHER or ":" in name or not name.strip():
             raise ValueError(f"no gate can be named {name!r}; take another name, such as alignment")
+    writers: dict[str, str] = {}
+    for name, gate in gates.items():
+        for score in gate.score_names:
+            if writers.setdefault(score, name) != name:
+                raise ValueError(f"gates {writers[score]} and {name} both write the score {score}; leave one out")
 
 
 def gates_document(gates: Mapping[str, Gate]) -> bytes:

@@ -133,7 +133,8 @@ class DiffusersTeacher(PipelineTeacher):
         self._name, self._licence = pipeline, licence
         self._prompts, self._arguments = prompts, arguments
         self._dtype, self._control = dtype, control
-        self._batch_size, self._offload = batch_size, offload
+        self._batch_size, self._wanted_batch_size = batch_size, batch_size
+        self._vae_slicing, self._offload = vae_slicing, offload
         self._attention_slicing, self._vae_tiling, self._compile = attention_slicing, vae_tiling, compile
         self._cache = cache
         self._is_ready = False
@@ -163,6 +164,10 @@ class DiffusersTeacher(PipelineTeacher):
             "attention_slicing": self._attention_slicing,
             "vae_tiling": self._vae_tiling,
             "compile": self._compile,
+            # with several photos in a call the last bits depend on their number, even where memory makes it smaller
+            "batch": {"size": self._wanted_batch_size, "vae_slicing": self._vae_slicing}
+            if self._wanted_batch_size > 1
+            else None,
         }
 
     @property

@@ -1,6 +1,7 @@
 """Opening a diffusers pipeline that edits photos."""
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ RESERVED = {
     "num_images_per_prompt",
     "output_type",
     "prompt",
-    "prompt_embeds",
     "return_dict",
     "self",
 }
@@ -48,7 +48,7 @@ def editor_class(name: str) -> type[DiffusionPipeline]:
         )
     taken = inspect.signature(found.__call__).parameters
     # a plain ControlNet pipeline's image is the condition, an inpainting one wants a mask as well
-    if not {"image", "prompt"} <= set(taken) or "mask_image" in taken or _is_text_to_image(found):
+    if not {"image", "prompt"} <= set(taken) or {"mask_image", "num_frames"} & set(taken) or _is_text_to_image(found):
         raise ValueError(
             f"{name} does not edit photos: it must take a photo as image beside the prompt; leave pipeline_class out "
             "for the image-to-image form of what is stored, or give one such as StableDiffusionImg2ImgPipeline"
@@ -57,8 +57,11 @@ def editor_class(name: str) -> type[DiffusionPipeline]:
 
 
 def _is_text_to_image(pipeline_class: type[DiffusionPipeline]) -> bool:
-    """Whether it makes pictures of text; of a ControlNet's, ``image`` is the condition."""
-    if "controlnet" not in inspect.signature(pipeline_class.__init__).parameters:
+    """Whether it makes pictures of text; of a ControlNet's or a T2I adapter's, ``image`` is the condition."""
+    parts = inspect.signature(pipeline_class.__init__).parameters
+    if "adapter" in parts:
+        return True
+    if "controlnet" not in parts:
         return False
     return "control_image" not in inspect.signature(pipeline_class.__call__).parameters
 
@@ -69,7 +72,9 @@ def check_arguments(pipeline_class: type[DiffusionPipeline], arguments: dict[str
     Raises:
         ValueError: One is unknown, or the teacher gives it itself.
     """
-    accepted = sorted(set(inspect.signature(pipeline_class.__call__).parameters) - RESERVED)
+    parameters = set(inspect.signature(pipeline_class.__call__).parameters) - RESERVED
+    # a concept's prompt is for all text encoders, and tensors have no place in a YAML
+    accepted = sorted(name for name in parameters if not re.search(r"prompt_\d|embeds|ip_adapter", name))
     unknown = sorted(set(arguments) - set(accepted))
     if unknown:
         raise ValueError(

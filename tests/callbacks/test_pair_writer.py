@@ -20,7 +20,7 @@ from datamodules.source_photos import SourcePhotos
 from lightning_modules.pair_synthesis import PairSynthesis
 from pocketgan.cli import main
 from pocketgan.gates import AlignmentGate, ExposureGate, NearDuplicateGate
-from pocketgan.pair_set import PairSetWriter, is_unfinished, read_manifest, read_pairs
+from pocketgan.pair_set import PairSetWriter, is_unfinished, read_manifest, read_pairs, set_hash
 from pocketgan.teachers import Teacher
 
 CONCEPTS = ("red", "blue")
@@ -178,7 +178,21 @@ def test_the_manifest_keeps_model_and_licence(tmp_path, photos, monkeypatch):
     monkeypatch.setattr(NoiseTeacher, "origin", {"model": "noise", "licence": "unknown"})  # as without network
     synthesize(root, photos)
     assert read_manifest(root)["origin"] == {"model": "noise", "licence": "mit"}
+    monkeypatch.undo()
+    synthesize(tmp_path / "unnamed", photos)
+    assert set_hash(tmp_path / "unnamed") == set_hash(root)
     assert len(read_pairs(root)) == 10
+
+
+def test_pairs_of_a_killed_run_are_judged_even_if_the_next_one_fails(tmp_path, photos):
+    root = tmp_path / "set"
+    with pytest.raises(RuntimeError, match="the teacher failed"):
+        synthesize(root, photos, NoiseTeacher(edits_before_failure=4), gates=gates(least_spread_levels=200))
+    assert is_unfinished(root)
+    with pytest.raises(RuntimeError, match="the teacher failed"):
+        synthesize(root, photos, NoiseTeacher(edits_before_failure=0), gates=gates(least_spread_levels=200))
+    assert not read_pairs(root)
+    assert len(read_pairs(root, include_dropped=True)) == 4
 
 
 def test_a_complete_set_is_left_alone(tmp_path, photos, expected, capsys):

@@ -164,8 +164,25 @@ def test_bad_gates_are_refused_before_anything_is_made(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="no gate can be named 'teacher'"):
         PairSynthesis(NoiseTeacher({}), 64, {"red": "red"}, gates={"teacher": ExposureGate()})
+    with pytest.raises(ValueError, match="gates one and two both write the score exposure_dark_share"):
+        PairSynthesis(NoiseTeacher({}), 64, {"red": "red"}, gates={"one": ExposureGate(), "two": ExposureGate()})
     with pytest.raises(FileNotFoundError, match="hf download"):
         PairSynthesis(NoiseTeacher({}), 64, {"red": "red"}, gates={"meaning": SemanticsGate("someone/clip")})
+
+
+@pytest.mark.parametrize(
+    ("edits", "found"),
+    [
+        (torch.zeros(3, 3, 96, 64), r"\(3, 3, 96, 64\)"),
+        (torch.zeros(3, 1, 128, 128), r"\(3, 1, 128, 128\)"),
+        (torch.zeros(6, 3, 128, 128), r"\(6, 3, 128, 128\)"),
+        ([torch.zeros(3, 128, 128)] * 3, "a list"),
+    ],
+)
+def test_a_teacher_must_return_one_edit_of_the_photos_size(monkeypatch, edits, found):
+    monkeypatch.setattr(NoiseTeacher, "edit", lambda *_: edits)
+    with pytest.raises(ValueError, match=f"NoiseTeacher returned {found} for photos of"):
+        PairSynthesis(NoiseTeacher({}), 64, {"red": "red"}).predict_step(moving_batch(), 0)
 
 
 def test_misfits_are_refused(teacher, batch):

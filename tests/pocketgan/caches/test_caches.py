@@ -5,7 +5,7 @@ import inspect
 import pytest
 import tiny_editors
 import torch
-from diffusers import FirstBlockCacheConfig, FluxKontextPipeline
+from diffusers import FirstBlockCacheConfig, FluxImg2ImgPipeline, FluxKontextPipeline
 from tiny_editors import make_editor
 
 import pocketgan.caches
@@ -118,6 +118,15 @@ def test_two_passes_a_step_are_not_mixed_up(edits):
     check(edits, "flux2_klein", guided, TaylorSeerCache(1), TaylorSeerCache(2, first_steps=2), 64)
     with pytest.raises(ValueError, match=r"Flux2KleinPipeline makes two passes a step .* FasterCache would mix up"):
         edits("flux2_klein", guided, FasterCache(), size=64)
+
+
+def test_pipelines_that_do_not_tell_the_step_are_refused():
+    pipeline = tiny_editors.flux_kontext()
+    parts = {
+        name: part for name, part in pipeline.components.items() if name not in {"image_encoder", "feature_extractor"}
+    }
+    with pytest.raises(ValueError, match="FluxImg2ImgPipeline does not tell TaylorSeerCache at which step it is"):
+        TaylorSeerCache().enable(FluxImg2ImgPipeline(**parts), {})
 
 
 def test_deep_cache_is_refused_where_steps_repeat(tmp_path):

@@ -212,12 +212,14 @@ def test_what_changes_a_pixel_is_in_the_settings(editors):
         {"vae_tiling": True},
         {"attention_slicing": True},
         {"compile": True},
+        {"batch_size": 4},
+        {"batch_size": 4, "vae_slicing": True},
     )
     settings = [
         json.dumps(DiffusersTeacher(source, PROMPTS, **{"arguments": QUICK, **given}).settings) for given in options
     ]
     assert len(set(settings)) == len(options)
-    same = DiffusersTeacher(source, PROMPTS, QUICK, batch_size=4, vae_slicing=True, offload="model")
+    same = DiffusersTeacher(source, PROMPTS, QUICK, vae_slicing=True, offload="model")
     assert json.dumps(same.settings) == settings[0]
 
 
