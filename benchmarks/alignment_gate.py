@@ -235,8 +235,8 @@ def report(cases: list[Case], words: str, seconds: float) -> str:
         "px, mean ± standard deviation over the groups, each with a seed of its own for the movements. Edits are moved "
         f"at {LARGE_SIDE} px, bilinearly, and then reduced. The gate's numbers are its defaults; they were chosen on "
         f"{CALIBRATION_PHOTOS} other photos in the same styles, the structure gate's on 12 further ones. Error: root "
-        "mean square over the picture's pixels of the distance between where the estimate and the true movement put them. "
-        "False alarm: an edit that was not "
+        "mean square over the picture's pixels of the distance between where the estimate and the true movement put "
+        "them. False alarm: an edit that was not "
         f"moved and is refused, or moved by more than {AIM_PX} px. Miss: an edit that was moved by more than "
         f"{gate.largest_displacement_px} px and is kept with more than that left. Commit {commit()}, {seconds:.0f} s "
         "on one thread of a machine with other work.",
