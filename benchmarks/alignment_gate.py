@@ -234,11 +234,12 @@ def report(cases: list[Case], words: str, seconds: float) -> str:
         f"{SIDE} px; {GROUPS} groups of {PHOTOS_PER_GROUP} photos in 26 styles of StyleTransferTeacher at {LARGE_SIDE} "
         "px, mean ± standard deviation over the groups, each with a seed of its own for the movements. Edits are moved "
         f"at {LARGE_SIDE} px, bilinearly, and then reduced. The gate's numbers are its defaults; they were chosen on "
-        f"{CALIBRATION_PHOTOS} other photos in the same styles. Error: root mean square over the picture's pixels of "
-        "the distance between where the estimate and the true movement put them. False alarm: an edit that was not "
+        f"{CALIBRATION_PHOTOS} other photos in the same styles, the structure gate's on 12 further ones. Error: root "
+        "mean square over the picture's pixels of the distance between where the estimate and the true movement put "
+        "them. False alarm: an edit that was not "
         f"moved and is refused, or moved by more than {AIM_PX} px. Miss: an edit that was moved by more than "
         f"{gate.largest_displacement_px} px and is kept with more than that left. Commit {commit()}, {seconds:.0f} s "
-        "on one thread.",
+        "on one thread of a machine with other work.",
         f"```bash\n{words}\n```",
         f"Aim: {AIM_PX} px and 1 % false alarms.",
         f"- **Without {LOST}: {headline(kept)}.**\n- All 26 styles: {headline(cases)}.",
@@ -249,8 +250,7 @@ def report(cases: list[Case], words: str, seconds: float) -> str:
         f"{share(others, lambda c: c.destroyed):.1%} of the aligned edits in the other styles.",
         f"Without {LOST}:",
         table(kept),
-        f"The styles with the largest median error in px: {listed}. Some draw their outlines beside an edge rather "
-        "than on it, to the same side in each photo: that is in the error, too.",
+        f"The styles with the largest median error in px: {listed}.",
     ]
     return "\n\n".join(paragraphs)
 

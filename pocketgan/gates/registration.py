@@ -12,6 +12,7 @@ Plane = NDArray[np.float32]
 
 COARSE_SIDE = 48
 LARGEST_FINE_SIDE = 256
+AGREEMENT_SIDE = 128
 LARGEST_SCALE, SCALES = 1.25, 13
 LARGEST_ROTATION_DEGREES, ROTATIONS = 18.0, 13
 LARGEST_SHIFT = 0.15  # of the shorter side
@@ -79,11 +80,15 @@ def orientation_field(picture: Plane) -> Field:
 def edge_agreement(photo: Plane, edit: Plane) -> float:
     """Correlation of two pictures' edges where they lie: 1 for equal ones, about 0 for unrelated ones.
 
+    Pictures are reduced to 128 px, or a limit would mean another thing at each size: strokes, which are finer than the
+    photo's outlines, lower it by half at 512 px.
+
     Args:
         photo: (3, H, W) in [0, 1].
         edit: Likewise.
     """
-    first, second = orientation_field(photo), orientation_field(edit)
+    factor = AGREEMENT_SIDE / min(photo.shape[1:])
+    first, second = (orientation_field(_reduced(picture, factor)) for picture in (photo, edit))
     return _correlation(first, second, _window(*first.shape))
 
 

@@ -82,6 +82,14 @@ def test_sides_may_differ_and_large_pictures_are_measured_smaller(photos):
     assert (found.shift_x_px, found.shift_y_px) == pytest.approx((0, -5), abs=0.15)
 
 
+def test_agreement_is_that_of_the_outlines_at_any_size():
+    draw = torch.Generator().manual_seed(0)
+    for side in (128, 256, 384):
+        photo = real_photos(1, side)[0].numpy() / 2 + 0.5
+        strokes = 0.3 * torch.rand(1, side, side, generator=draw).numpy() if side > 128 else 0
+        assert edge_agreement(photo, 0.7 * (1 - photo) + strokes) > 0.6
+
+
 def test_displacement_is_the_mean_square_over_the_pixels():
     movement = Similarity(1.5, -0.5, 1.1, 7.0)
     y, x = np.mgrid[:20, :30] - np.array([9.5, 14.5])[:, None, None]
