@@ -198,7 +198,7 @@ def test_gates_by_yaml_and_command_line(tmp_path):
     )
     main(words)
     assert len(read_pairs(tmp_path / "pairs")) == 2
-    with pytest.raises(ValueError, match="gates: the set has None"):
+    with pytest.raises(ValueError, match="gates: the set has none"):
         main([*words, "--model.gates.alignment=AlignmentGate"])
     with pytest.raises(SystemExit):
         main([*words, "--model.gates.exposure.largest_shift=1"])
