@@ -9,6 +9,7 @@ import diffusers
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from PIL import Image
 from torch import Tensor, nn
@@ -309,18 +310,23 @@ def _load_loras(pipeline: Any, loras: dict[str, float]) -> None:
     names = [f"lora_{place}" for place in range(len(loras))]
     for name, source in zip(names, loras, strict=True):
         path = Path(source)
-        try:
-            if path.is_file():
-                pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
-            else:
-                pipeline.load_lora_weights(source, adapter_name=name)
-        except (OSError, HFValidationError) as error:
-            raise FileNotFoundError(
-                f"LoRA {source} is no file or folder here and cannot be reached as a repo id; give a .safetensors file"
-            ) from error
+        if path.is_file():
+            pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
+        else:
+            pipeline.load_lora_weights(source if path.is_dir() else _downloaded_lora(source), adapter_name=name)
     pipeline.set_adapters(names, list(loras.values()))
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
+
+
+def _downloaded_lora(repo_id: str) -> str:
+    """Folder of a repo's LoRA files in the Hugging Face cache, from where diffusers reads them offline as well."""
+    try:
+        return snapshot_download(repo_id, allow_patterns="*.safetensors")
+    except (OSError, HFValidationError) as error:
+        raise FileNotFoundError(
+            f"LoRA {repo_id} is no file or folder here and cannot be reached as a repo id; give a .safetensors file"
+        ) from error
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

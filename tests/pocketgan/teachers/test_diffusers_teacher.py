@@ -1,6 +1,8 @@
 """Tiny pipelines of each family as the teacher."""
 
 import json
+import shutil
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -165,7 +167,7 @@ def test_a_controlnet_can_be_put_beside_a_pipeline(editors):
     assert set(seen["canny"].unique().tolist()) == {0.0, 1.0}
 
 
-def test_loras_are_merged_into_the_weights(folder, tmp_path):
+def test_loras_are_merged_into_the_weights(folder, tmp_path, monkeypatch):
     pipeline = open_pipeline(folder)
     pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"]))
     shaken([weights for name, weights in pipeline.unet.named_parameters() if "lora_" in name])
@@ -181,8 +183,19 @@ def test_loras_are_merged_into_the_weights(folder, tmp_path):
     assert not torch.allclose(edits[0], edits[2], atol=1e-3)
     assert not torch.allclose(edits[2], edits[3], atol=1e-3)
     assert len({teacher.settings["weights_sha256"] for teacher in (plain, half, whole)}) == 3
-    with pytest.raises(FileNotFoundError, match=r"LoRA .*nowhere is no file or folder here"):
-        DiffusersTeacher(str(folder), RING, QUICK, loras={str(tmp_path / "nowhere"): 1.0})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read when the package was imported
+    monkeypatch.setattr("diffusers.loaders.lora_base.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repo = tmp_path / "models--someone--ring"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(Path(file).parent, repo / "snapshots" / ("0" * 40), ignore=shutil.ignore_patterns("models--*"))
+    for source in (str(Path(file).parent), "someone/ring"):
+        teacher = DiffusersTeacher(str(folder), RING, QUICK, loras={source: 1.0})
+        assert torch.equal(teacher.edit(some_photos(1), "a", [0]), edits[3])
+    for source in (str(tmp_path / "nowhere"), "someone/other"):
+        with pytest.raises(FileNotFoundError, match=rf"LoRA {source} is no file or folder here"):
+            DiffusersTeacher(str(folder), RING, QUICK, loras={source: 1.0})
 
 
 @pytest.mark.parametrize(
