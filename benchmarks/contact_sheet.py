@@ -14,7 +14,8 @@ from torch import Tensor
 from pocketgan.gates import AlignmentGate, ExposureGate, NearDuplicateGate, StructureGate
 from pocketgan.gates.registration import Similarity, moved_back
 from pocketgan.images import load_photo, to_tensor
-from pocketgan.pair_set import EditedPhoto, PairSetWriter, read_manifest, read_pairs
+from pocketgan.pair_set import read_manifest, read_pairs
+from pocketgan.pair_set_writer import EditedPhoto, PairSetWriter
 
 CONCEPT, COUNT = "style_19", 18
 # by the photo's place: pixels right and down, scale, degrees
@@ -57,11 +58,10 @@ def main(source: Path, out: Path) -> None:
         for pair in pairs
     ]
     shutil.rmtree(out / "set", ignore_errors=True)
-    writer = PairSetWriter(out / "set", settings, gates=gates)
     edits = [edit for _, edit in pictures]
-    for place, (pair, (photo, edit)) in enumerate(zip(pairs, pictures, strict=True)):
-        writer.write([EditedPhoto(pair.id, CONCEPT, pair.prompt, photo, spoilt(place, photo, edit, edits))])
-    writer.close()
+    with PairSetWriter(out / "set", settings, gates=gates) as writer:
+        for place, (pair, (photo, edit)) in enumerate(zip(pairs, pictures, strict=True)):
+            writer.write([EditedPhoto(pair.id, CONCEPT, pair.prompt, photo, spoilt(place, photo, edit, edits))])
 
 
 if __name__ == "__main__":

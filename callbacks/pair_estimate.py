@@ -10,7 +10,8 @@ from typing_extensions import override
 
 from callbacks.console import say
 from callbacks.pair_writer import PairWriter, settings_of, synthesis_of
-from pocketgan.pair_set import EditedPhoto, check_settings, complete_pairs, concepts_by_id, encoded
+from pocketgan.pair_set import complete_pairs, concepts_by_id
+from pocketgan.pair_set_writer import EditedPhoto, check_settings, encoded
 
 SAMPLE_BATCHES = 3
 

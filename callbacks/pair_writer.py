@@ -16,7 +16,7 @@ from datamodules.source_photos import SourcePhotos
 from lightning_modules.pair_synthesis import PairSynthesis
 from pocketgan.gates import Gate
 from pocketgan.gates.judgement import mark_maker
-from pocketgan.pair_set import EditedPhoto, PairSetWriter
+from pocketgan.pair_set_writer import EditedPhoto, PairSetWriter
 
 _VERSIONED = ("pocketgan", "torch", "pillow", "onnxruntime", "diffusers", "transformers")
 

@@ -13,9 +13,15 @@ from torch import Tensor
 
 from datamodules.array_files import allocate, built_once, mapped
 from datamodules.pair_batches import PairBatches, PairDataset, scaled_square
-from pocketgan.files import sha256_of
 from pocketgan.images import load_photo
-from pocketgan.pair_files import PairFile, is_aligned_folder, pairs_of_aligned_folder, pairs_of_pair_set, side_by_side
+from pocketgan.pair_files import (
+    PairFile,
+    checked_file,
+    is_aligned_folder,
+    pairs_of_aligned_folder,
+    pairs_of_pair_set,
+    side_by_side,
+)
 from pocketgan.pair_set import MANIFEST_FILE_NAME, is_unfinished, set_hash
 
 
@@ -153,8 +159,11 @@ class PairedImages(PairBatches):
             if pair.photo == pair.edit:
                 photo, edit = side_by_side(pair.photo)
             else:
-                edit = self._load(pair, pair.edit, 1)
-                photo = self._load(pair, pair.photo, 0) if pair.photo not in decoded else None
+                photo_sha256, edit_sha256 = pair.sha256 or (None, None)
+                edit = load_photo(checked_file(pair.edit, edit_sha256)).image
+                photo = None
+                if pair.photo not in decoded:
+                    photo = load_photo(checked_file(pair.photo, photo_sha256)).image
             if photo is not None:
                 decoded[pair.photo] = photo.size
                 photos[photo_row] = scaled_square(photo, pair.photo, self.stored_size)
@@ -166,19 +175,6 @@ class PairedImages(PairBatches):
             edits[edit_row] = scaled_square(edit, pair.edit, self.stored_size)
         photos.flush()
         edits.flush()
-
-    @staticmethod
-    def _load(pair: PairFile, file: Path, side: int) -> Image.Image:
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"{file} is missing, pairs.jsonl names it (concept {pair.concept}); run the synthesis again"
-            )
-        if pair.sha256 and sha256_of(file) != pair.sha256[side]:
-            raise ValueError(
-                f"{file} is not the file that was written: its sha256 differs from pairs.jsonl; delete it "
-                "and run the synthesis again, which makes it anew"
-            )
-        return load_photo(file).image
 
 
 def _rows(pairs: list[PairFile]) -> list[tuple[int, int]]:

@@ -15,9 +15,9 @@ from datamodules.source_photos import PhotoBatch
 from pocketgan.gates import TEACHER, Gate, PairGate
 from pocketgan.gates.judgement import check_names
 from pocketgan.images import to_image, to_tensor
-from pocketgan.pair_set import EditedPhoto
+from pocketgan.pair_set_writer import EditedPhoto
 from pocketgan.teachers import Teacher
-from pocketgan.text import read_prompts
+from pocketgan.text import as_prompts
 
 
 class PairSynthesis(LightningModule):
@@ -46,14 +46,13 @@ class PairSynthesis(LightningModule):
         gates: dict[str, Gate | None] | None = None,
     ) -> None:
         super().__init__()
-        concepts = read_prompts(concepts) if isinstance(concepts, Path) else concepts
         offered = teacher.concepts
-        if not concepts and not offered:
+        self.concepts = as_prompts(concepts) or dict(offered)
+        if not self.concepts:
             raise ValueError(
                 f"{type(teacher).__name__} has no concepts of its own; give concepts as a mapping of name to "
                 f"prompt, for example watercolour: turn it into a watercolour"
             )
-        self.concepts = dict(concepts or offered)
         for name, prompt in self.concepts.items():
             if offered and prompt not in offered.values():
                 known = "\n  ".join(offered.values())
@@ -136,7 +135,7 @@ class PairSynthesis(LightningModule):
     def _corrected(self, pair: EditedPhoto, large_edit: Tensor) -> EditedPhoto:
         """Let the gates mend a pair's edit, as the teacher made it, and store what comes of it."""
         for gate in self.gates.values():
-            if not isinstance(gate, PairGate):
+            if not isinstance(gate, PairGate) or not gate.settings:
                 continue
             corrected = gate.corrected(_eight_bit(pair.photo), _eight_bit(pair.edit), large_edit)
             if corrected is not None:

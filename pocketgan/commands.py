@@ -364,10 +364,9 @@ def pairs_import(
         image_format: Of the stored files.
     """
     from pocketgan.pair_import import import_pairs
-    from pocketgan.text import read_prompts
+    from pocketgan.text import as_prompts
 
-    prompts = read_prompts(prompts) if isinstance(prompts, Path) else prompts
-    count, left_out = import_pairs(source, out, concept, prompts, size, image_format)
+    count, left_out = import_pairs(source, out, concept, as_prompts(prompts), size, image_format)
     for reason in left_out.values():
         print(f"left out: {reason}")
     print(f"{out} holds {count} pairs, {len(left_out)} were left out; train on it with --data.root {out}")
@@ -399,14 +398,13 @@ def pairs_convert(
             given.
     """
     from pocketgan.pair_convert import export_pairs, import_converted, kind_of
-    from pocketgan.text import read_prompts
+    from pocketgan.text import as_prompts
 
     kind = kind_of(source)
     if to == "pairs":
         if kind == "pairs":
             raise ValueError(f"{source} is a pair set; say what to make of it: --to imagefolder, aligned or litdata")
-        prompts = read_prompts(prompts) if isinstance(prompts, Path) else prompts
-        count = import_converted(source, out, prompts, size)
+        count = import_converted(source, out, as_prompts(prompts), size)
         print(f"{out} holds {count} pairs of {source} ({kind}); train on it with --data.root {out}")
         return
     if kind != "pairs":

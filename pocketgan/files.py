@@ -95,6 +95,35 @@ def whole_files(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def exclusive(lock_path: Path, busy: Exception) -> Iterator[None]:
+    """Hold a lock file, or refuse at once.
+
+    Args:
+        lock_path: In a folder that exists.
+        busy: What to raise if another process holds it.
+
+    Raises:
+        OSError: It cannot be written, or the file system has no locks.
+    """
+    lock = FileLock(lock_path)
+    with explained_write_error(lock_path.parent):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise busy from None
+        # what filelock says of a file system without flock
+        except NotImplementedError as error:
+            raise OSError(
+                f"{lock_path} cannot be locked: the file system has no locks; mount it with them (flock), or choose a "
+                "root on another"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Let a folder be filled beside its place, and take the name in one step once all is on the disk.
 
@@ -112,26 +141,22 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     building, lock_path = (folder.with_name(f".{folder.name}{suffix}") for suffix in (TEMPORARY_SUFFIX, ".lock"))
     with explained_write_error(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(lock_path)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            raise BlockingIOError(
-                f"{folder} is being written by another process, which holds {lock_path}; wait until it ends"
-            ) from None
-        try:
-            shutil.rmtree(building, ignore_errors=True)
-            building.mkdir()
-            yield building
-            for file in building.rglob("*"):
-                if file.is_file():
-                    with file.open("rb") as written:
-                        os.fsync(written.fileno())
-            building.replace(folder)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-            lock.release()
-            lock_path.unlink(missing_ok=True)
+        busy = BlockingIOError(
+            f"{folder} is being written by another process, which holds {lock_path}; wait until it ends"
+        )
+        with exclusive(lock_path, busy):
+            try:
+                shutil.rmtree(building, ignore_errors=True)
+                building.mkdir()
+                yield building
+                for file in building.rglob("*"):
+                    if file.is_file():
+                        with file.open("rb") as written:
+                            os.fsync(written.fileno())
+                building.replace(folder)
+            finally:
+                shutil.rmtree(building, ignore_errors=True)
+                lock_path.unlink(missing_ok=True)
 
 
 def remove_temporaries(folder: Path) -> None:
@@ -150,3 +175,9 @@ def sha256_of(path: Path) -> str:
     """Return a file's SHA-256 in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_changed(path: Path, data: bytes) -> None:
+    """Write a file whole if it does not hold these bytes already, so that what reads it sees no needless change."""
+    if not path.is_file() or path.read_bytes() != data:
+        write_whole(path, data)

@@ -35,6 +35,7 @@ from pocketgan.pair_chunks import (
     write_chunks,
 )
 from pocketgan.pair_files import (
+    checked_file,
     is_aligned_folder,
     pair_files,
     pairs_of_aligned_folder,
@@ -43,9 +44,7 @@ from pocketgan.pair_files import (
 )
 from pocketgan.pair_set import (
     MANIFEST_FILE_NAME,
-    EditedPhoto,
     Pair,
-    PairSetWriter,
     as_name,
     content_hash,
     is_unfinished,
@@ -53,6 +52,8 @@ from pocketgan.pair_set import (
     read_pairs,
     record_of,
 )
+from pocketgan.pair_set_writer import EditedPhoto, PairSetWriter
+from pocketgan.text.prompts import check_known
 
 Kind = Literal["pairs", "imagefolder", "aligned", "litdata"]
 METADATA_FILE_NAME = "metadata.jsonl"
@@ -193,21 +194,11 @@ def _conversion(
 
 
 def _checked(root: Path, pair: Pair) -> tuple[Path, Path]:
-    """A pair's two files, as they were written.
-
-    Raises:
-        FileNotFoundError: One is missing.
-        ValueError: One has changed.
-    """
-    for name, digest in ((pair.photo_file_name, pair.photo_sha256), (pair.edit_file_name, pair.edit_sha256)):
-        if not (root / name).is_file():
-            raise FileNotFoundError(f"{root / name} is missing, pairs.jsonl names it; run the synthesis again")
-        if sha256_of(root / name) != digest:
-            raise ValueError(
-                f"{root / name} is not the file that was written: its sha256 differs from pairs.jsonl; delete it and "
-                "run the synthesis again, which makes it anew"
-            )
-    return root / pair.photo_file_name, root / pair.edit_file_name
+    """A pair's two files, as they were written (`checked_file`)."""
+    return (
+        checked_file(root / pair.photo_file_name, pair.photo_sha256),
+        checked_file(root / pair.edit_file_name, pair.edit_sha256),
+    )
 
 
 def _chunk_items(root: Path, pairs: list[Pair]) -> Iterator[tuple[bytes, bytes, str]]:
@@ -278,15 +269,12 @@ def import_converted(source: Path, root: Path, prompts: dict[str, str] | None = 
     """
     settings, found = _found(source, kind_of(source))
     names = settings["concepts"]
-    unknown = sorted(set(prompts or {}) - set(names))
-    if unknown:
-        raise ValueError(f"prompts name {', '.join(unknown)}; the concepts are {', '.join(sorted(names))}")
+    check_known(prompts or {}, names)
     for name, prompt in (prompts or {}).items():
         names[name] = {**names[name], "prompt": prompt}
     side = size or settings["size"] or _side_of(found)
     # read from JPEG as well: a second compression would change the pixels
-    writer = PairSetWriter(root, {**settings, "size": side, "image_format": "png"})
-    try:
+    with PairSetWriter(root, {**settings, "size": side, "image_format": "png"}) as writer:
         for each in track(found, f"converting {source.name}"):
             pair = each.pair
             if (pair.concept, pair.id) in writer.pairs:
@@ -317,10 +305,6 @@ def import_converted(source: Path, root: Path, prompts: dict[str, str] | None = 
                 scores=pair.scores if size is None else None,
             )
             writer.write([edited])
-    except BaseException:
-        writer.close(merge=False)
-        raise
-    writer.close()
     return len(writer.pairs)
 
 

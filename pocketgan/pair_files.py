@@ -10,6 +10,7 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from pocketgan.files import sha256_of
 from pocketgan.images import IMAGE_SUFFIXES, load_photo
 from pocketgan.pair_set import Pair, as_name, read_pairs
 
@@ -120,6 +121,27 @@ def _pairs_of_one_concept(root: Path) -> list[PairFile]:
             f"aligned folder {root} has no pictures under {missing}; give train alone, or train, val and test"
         )
     return pairs
+
+
+def checked_file(file: Path, sha256: str | None) -> Path:
+    """A picture of a pair set, as it was written.
+
+    Args:
+        file: The picture.
+        sha256: Its digest, or None where the source has none.
+
+    Raises:
+        FileNotFoundError: It is missing.
+        ValueError: It has changed.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing, pairs.jsonl names it; run the synthesis again")
+    if sha256 is not None and sha256_of(file) != sha256:
+        raise ValueError(
+            f"{file} is not the file that was written: its sha256 differs from pairs.jsonl; delete it and run the "
+            "synthesis again, which makes it anew"
+        )
+    return file
 
 
 def side_by_side(file: Path) -> tuple[Image.Image, Image.Image]:

@@ -10,7 +10,9 @@ from rich.progress import track
 
 from pocketgan.files import sha256_of
 from pocketgan.images import IMAGE_SUFFIXES, UnreadableImageError, centred_square, load_photo, to_tensor
-from pocketgan.pair_set import EditedPhoto, PairSetWriter, as_name
+from pocketgan.pair_set import as_name
+from pocketgan.pair_set_writer import EditedPhoto, PairSetWriter
+from pocketgan.text.prompts import check_known
 
 PHOTOS, EDITS = "photos", "edits"
 
@@ -105,9 +107,7 @@ def import_pairs(
     """
     pairs = find_pairs(source, concept)
     names = sorted({pair.concept for pair in pairs})
-    unknown = sorted(set(prompts or {}) - set(names))
-    if unknown:
-        raise ValueError(f"prompts name {', '.join(unknown)}; the concepts are {', '.join(names)}")
+    check_known(prompts or {}, names)
     photo_of: dict[str, Path] = {}
     for pair in pairs:
         if photo_of.setdefault(pair.id, pair.photo) != pair.photo:
@@ -124,8 +124,7 @@ def import_pairs(
         "versions": {},
     }
     left_out: dict[Path, str] = {}
-    writer = PairSetWriter(root, settings)
-    try:
+    with PairSetWriter(root, settings) as writer:
         for pair in track(pairs, f"importing {source.name}"):
             if (pair.concept, pair.id) in writer.pairs:
                 continue
@@ -140,10 +139,6 @@ def import_pairs(
                 continue
             small, small_edit = (to_tensor(centred_square(image, size)) for image in (photo, edit))
             writer.write([EditedPhoto(pair.id, pair.concept, prompt_of[pair.concept], small, small_edit)])
-    except BaseException:
-        writer.close(merge=False)
-        raise
-    writer.close()
     if not writer.pairs:
         raise ValueError("no pair can be used:\n  " + "\n  ".join(list(left_out.values())[:5]))
     return len(writer.pairs), left_out

@@ -199,11 +199,7 @@ def _sections(inspection: Inspection) -> list[tuple[str, list[Pair]]]:
     def margin(pair: Pair) -> tuple[float, str, str]:
         return (inspection.margin(pair)[0], pair.concept, pair.id)
 
-    there = [
-        pair
-        for pair in inspection.pairs
-        if all((inspection.root / name).is_file() for name in (pair.photo_file_name, pair.edit_file_name))
-    ]
+    there = [pair for pair in inspection.pairs if pair.has_files(inspection.root)]
     kept = sorted((pair for pair in there if not pair.dropped), key=margin)
     sections = []
     for maker in _makers(there, inspection.gates):

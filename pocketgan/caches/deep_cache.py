@@ -31,12 +31,7 @@ class DeepCache(DenoiserCache):
             raise ValueError(f"interval is {interval} and branch {branch}; give at least 1 and 0")
         if importlib.util.find_spec("DeepCache") is None:
             raise ModuleNotFoundError("DeepCache needs the package of that name; run: pip install 'pocketgan[cache]'")
-        self._interval, self._branch = interval, branch
-
-    @property
-    @override
-    def settings(self) -> dict[str, Any]:
-        return {"name": type(self).__name__, "interval": self._interval, "branch": self._branch}
+        self.interval, self.branch = interval, branch
 
     @override
     def enable(self, pipeline: Any, arguments: dict[str, Any]) -> None:
@@ -57,7 +52,7 @@ class DeepCache(DenoiserCache):
                 "the teacher's scheduler to DDIMScheduler, EulerDiscreteScheduler or DPMSolverMultistepScheduler"
             )
         self._helper = DeepCacheSDHelper(pipe=pipeline)
-        self._helper.set_params(cache_interval=self._interval, cache_branch_id=self._branch)
+        self._helper.set_params(cache_interval=self.interval, cache_branch_id=self.branch)
         self._helper.enable()
 
     @override

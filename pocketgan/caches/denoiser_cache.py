@@ -4,14 +4,19 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from typing import Any
 
+from pocketgan.digest import constructor_arguments
+
 
 class DenoiserCache(ABC):
-    """Keeps features of one denoising step for later ones; a setting that changes pixels, so the manifest has it."""
+    """Keeps features of one denoising step for later ones; a setting that changes pixels, so the manifest has it.
+
+    A subclass keeps each argument of its constructor under the argument's name.
+    """
 
     @property
-    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Every number that changes a pixel, as plain JSON values."""
+        return {"name": type(self).__name__, **constructor_arguments(self)}
 
     @abstractmethod
     def enable(self, pipeline: Any, arguments: dict[str, Any]) -> None:

@@ -31,25 +31,15 @@ class FasterCache(TransformerCache):
     def __init__(self, interval: int = 2, last_time: int = 681, weight: float = 0.5) -> None:
         if interval < 1 or not 0 < last_time <= 1001:
             raise ValueError(f"interval is {interval} and last_time {last_time}; give at least 1, and 1 to 1001")
-        self._interval, self._last_time, self._weight = interval, last_time, weight
+        self.interval, self.last_time, self.weight = interval, last_time, weight
         self._times: list[float] = []
-
-    @property
-    @override
-    def settings(self) -> dict[str, Any]:
-        return {
-            "name": type(self).__name__,
-            "interval": self._interval,
-            "last_time": self._last_time,
-            "weight": self._weight,
-        }
 
     @override
     def config(self, pipeline: Any, steps: int) -> FasterCacheConfig:
         return FasterCacheConfig(
-            spatial_attention_block_skip_range=self._interval,
-            spatial_attention_timestep_skip_range=(-1, self._last_time),
-            attention_weight_callback=lambda _: self._weight,
+            spatial_attention_block_skip_range=self.interval,
+            spatial_attention_timestep_skip_range=(-1, self.last_time),
+            attention_weight_callback=lambda _: self.weight,
             is_guidance_distilled=True,
             current_timestep_callback=lambda: self._time(float(pipeline._current_timestep)),
         )

@@ -24,13 +24,8 @@ class FirstBlockCache(TransformerCache):
     def __init__(self, threshold: float = 0.05) -> None:
         if threshold < 0:
             raise ValueError(f"threshold is {threshold}; give 0 or more")
-        self._threshold = threshold
-
-    @property
-    @override
-    def settings(self) -> dict[str, Any]:
-        return {"name": type(self).__name__, "threshold": self._threshold}
+        self.threshold = threshold
 
     @override
     def config(self, pipeline: Any, steps: int) -> FirstBlockCacheConfig:
-        return FirstBlockCacheConfig(threshold=self._threshold)
+        return FirstBlockCacheConfig(threshold=self.threshold)

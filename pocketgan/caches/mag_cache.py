@@ -37,24 +37,18 @@ class MagCache(TransformerCache):
                 f"threshold, max_skips and retention_ratio are {threshold}, {max_skips} and {retention_ratio}; give "
                 "at least 0, at least 0, and 0 to 1"
             )
-        self._threshold, self._max_skips, self._retention_ratio = threshold, max_skips, retention_ratio
-        self._ratios = ratios
+        self.threshold, self.max_skips, self.retention_ratio = threshold, max_skips, retention_ratio
+        self.ratios = ratios
 
     @property
     @override
     def settings(self) -> dict[str, Any]:
-        return {
-            "name": type(self).__name__,
-            "threshold": self._threshold,
-            "max_skips": self._max_skips,
-            "retention_ratio": self._retention_ratio,
-            "ratios": self._ratios or "flux",
-        }
+        return {**super().settings, "ratios": self.ratios or "flux"}
 
     @override
     def enable(self, pipeline: Any, arguments: dict[str, Any]) -> None:
         name = type(pipeline).__name__
-        if self._ratios is None and not name.startswith("Flux"):
+        if self.ratios is None and not name.startswith("Flux"):
             raise ValueError(
                 f"the ratios at hand are those of FLUX.1, not of a {name}; measure them with "
                 "diffusers' MagCacheConfig(calibrate=True) and give them as ratios"
@@ -64,9 +58,9 @@ class MagCache(TransformerCache):
     @override
     def config(self, pipeline: Any, steps: int) -> MagCacheConfig:
         return MagCacheConfig(
-            threshold=self._threshold,
-            max_skip_steps=self._max_skips,
-            retention_ratio=self._retention_ratio,
+            threshold=self.threshold,
+            max_skip_steps=self.max_skips,
+            retention_ratio=self.retention_ratio,
             num_inference_steps=steps,
-            mag_ratios=FLUX_MAG_RATIOS if self._ratios is None else self._ratios,
+            mag_ratios=FLUX_MAG_RATIOS if self.ratios is None else self.ratios,
         )

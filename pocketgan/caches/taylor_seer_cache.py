@@ -26,23 +26,13 @@ class TaylorSeerCache(TransformerCache):
             raise ValueError(
                 f"interval, first_steps and order are {interval}, {first_steps} and {order}; give at least 1, 1 and 0"
             )
-        self._interval, self._first_steps, self._order = interval, first_steps, order
-
-    @property
-    @override
-    def settings(self) -> dict[str, Any]:
-        return {
-            "name": type(self).__name__,
-            "interval": self._interval,
-            "first_steps": self._first_steps,
-            "order": self._order,
-        }
+        self.interval, self.first_steps, self.order = interval, first_steps, order
 
     @override
     def config(self, pipeline: Any, steps: int) -> TaylorSeerCacheConfig:
         return TaylorSeerCacheConfig(
-            cache_interval=self._interval,
-            disable_cache_before_step=self._first_steps,
-            max_order=self._order,
+            cache_interval=self.interval,
+            disable_cache_before_step=self.first_steps,
+            max_order=self.order,
             taylor_factors_dtype=torch.float32,
         )

@@ -10,7 +10,7 @@ from diffusers.models.cache_utils import CacheMixin
 from typing_extensions import override
 
 from pocketgan.caches.denoiser_cache import DenoiserCache
-from pocketgan.sdedit import steps_done
+from pocketgan.sdedit import steps_of_call
 
 
 class TransformerCache(DenoiserCache):
@@ -41,10 +41,11 @@ class TransformerCache(DenoiserCache):
             raise ValueError(f"diffusers' hook for {name} does not work on {kind} yet; take TaylorSeerCache")
         if "_current_timestep" not in inspect.getsource(type(pipeline)):
             raise ValueError(f"{kind} does not tell {name} at which step it is; take fewer steps instead")
-        parameters = inspect.signature(type(pipeline).__call__).parameters
-        steps = arguments.get("num_inference_steps", parameters["num_inference_steps"].default)
-        if "strength" in parameters:
-            steps = steps_done(arguments.get("strength", parameters["strength"].default), steps)
+        steps = steps_of_call(type(pipeline), arguments)
+        if steps is None:
+            raise ValueError(
+                f"{kind} takes no num_inference_steps, so {name} has nothing to spare; leave the cache out"
+            )
         transformer.enable_cache(self.config(pipeline, steps))
         self._pipeline, self._transformer = pipeline, transformer
 

@@ -1,6 +1,5 @@
 """The slots for checks of pairs."""
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from pocketgan.digest import constructor_arguments
 from pocketgan.metrics import FrozenModule
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Gate(FrozenModule, ABC):
     @property
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments, as plain JSON values."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return constructor_arguments(self)
 
     def prepare(self) -> None:
         """Load what measuring needs; called before the first measurement.
@@ -75,7 +75,7 @@ class PairGate(Gate):
         """
 
     def corrected(self, photo: Tensor, edit: Tensor, large_edit: Tensor) -> tuple[Tensor, Scores] | None:  # noqa: ARG002
-        """Mend an edit before it is stored.
+        """Mend an edit before it is stored; asked only of a gate whose ``settings`` say that it may.
 
         Args:
             photo: (3, H, W) in [-1, 1], of 8 bits, as stored.

@@ -20,6 +20,11 @@ GATES_FILE_NAME = "gates.json"
 TEACHER = "teacher"
 
 
+def pair_gates(gates: Mapping[str, Gate]) -> dict[str, PairGate]:
+    """Those that need no other pair."""
+    return {name: gate for name, gate in gates.items() if isinstance(gate, PairGate)}
+
+
 def measured(
     gates: Mapping[str, Gate], photo: Tensor, edit: Tensor, concept: str, prompt: str, known: Mapping[str, float]
 ) -> Scores:
@@ -37,8 +42,8 @@ def measured(
         All scores, rounded and sorted by name.
     """
     scores = dict(known)
-    for gate in gates.values():
-        if isinstance(gate, PairGate) and not set(gate.score_names) <= set(known):
+    for gate in pair_gates(gates).values():
+        if not set(gate.score_names) <= set(known):
             scores.update(gate.scores(photo, edit, concept, prompt))
     return rounded(scores)
 
@@ -79,7 +84,7 @@ def judged(
         As many pairs, in their order.
     """
     found = [_with_pair_scores(root, pair, gates) for pair in pairs]
-    there = [place for place, pair in enumerate(found) if _has_files(root, pair)]
+    there = [place for place, pair in enumerate(found) if pair.has_files(root)]
     for gate in gates.values():
         if isinstance(gate, SetGate):
             _add_set_scores(root, found, there, gate)
@@ -119,8 +124,7 @@ def outdated_scores(gates: Mapping[str, Gate], earlier: Mapping[str, Gate]) -> s
 
 
 def _with_pair_scores(root: Path, pair: "Pair", gates: Mapping[str, Gate]) -> "Pair":
-    pair_gates = {name: gate for name, gate in gates.items() if isinstance(gate, PairGate)}
-    if is_measured(pair, pair_gates) or not _has_files(root, pair):
+    if is_measured(pair, pair_gates(gates)) or not pair.has_files(root):
         return pair
     photo, edit = (_stored(root / name) for name in (pair.photo_file_name, pair.edit_file_name))
     return replace(pair, scores=measured(gates, photo, edit, pair.concept, pair.prompt, pair.scores or {}))
@@ -133,10 +137,6 @@ def _add_set_scores(root: Path, pairs: list["Pair"], places: Sequence[int], gate
         return
     for place, scores in zip(places, gate.scores_of_set(root, measured_pairs), strict=True):
         pairs[place] = replace(pairs[place], scores=rounded({**(pairs[place].scores or {}), **scores}))
-
-
-def _has_files(root: Path, pair: "Pair") -> bool:
-    return all((root / name).is_file() for name in (pair.photo_file_name, pair.edit_file_name))
 
 
 def _stored(file: Path) -> Tensor:

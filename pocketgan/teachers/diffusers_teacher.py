@@ -18,10 +18,10 @@ from typing_extensions import override
 from pocketgan.caches import DeepCache, DenoiserCache
 from pocketgan.images import to_image
 from pocketgan.personalization import load_personalization
-from pocketgan.sdedit import steps_done
+from pocketgan.sdedit import steps_of_call
 from pocketgan.teachers.editing_pipeline import check_arguments, editor_class, licence_of, open_editor
 from pocketgan.teachers.pipeline_teacher import PipelineTeacher
-from pocketgan.text import read_prompts
+from pocketgan.text import as_prompts
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -94,7 +94,7 @@ class DiffusersTeacher(PipelineTeacher):
         compile: bool = False,  # noqa: A002
         licence: str | None = None,
     ) -> None:
-        prompts = read_prompts(prompts) if isinstance(prompts, Path) else dict(prompts)
+        prompts = as_prompts(prompts)
         if not prompts:
             raise ValueError(
                 "prompts is empty; give concepts as a mapping of name to prompt, for example oil: an oil painting"
@@ -110,11 +110,10 @@ class DiffusersTeacher(PipelineTeacher):
         arguments = dict(arguments or {})
         given_class = None if pipeline_class is None else editor_class(pipeline_class)
         if given_class is not None:
-            check_arguments(given_class, arguments)
-            _check_steps(given_class, arguments)
+            _check_call(given_class, arguments)  # before weights are read
         opened = open_editor(pipeline, given_class, _DTYPES[dtype], variant, config, controlnet)
-        check_arguments(type(opened), arguments)
-        _check_steps(type(opened), arguments)
+        if given_class is None:
+            _check_call(type(opened), arguments)
         self._signature = inspect.signature(type(opened).__call__).parameters
         if batch_size > 1 and not _edits_batches(type(opened).__name__, set(self._signature)):
             raise ValueError(
@@ -190,6 +189,7 @@ class DiffusersTeacher(PipelineTeacher):
             rows = slice(len(edits), len(edits) + self._batch_size)
             try:
                 edits.extend(self._edited(photos[rows].float(), prompt, seeds[rows]))
+                continue
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -199,8 +199,9 @@ class DiffusersTeacher(PipelineTeacher):
                         f"not even one photo of {height}×{width} fits into memory with {self._name}; give a smaller "
                         "data.size, dtype bfloat16, vae_tiling, attention_slicing or offload"
                     ) from error
-                self._batch_size = (len(seeds[rows]) + 1) // 2
-                clear_device_cache(garbage_collection=True)
+            # outside the handler: its traceback holds on to the tensors of the call
+            self._batch_size = (len(seeds[rows]) + 1) // 2
+            clear_device_cache(garbage_collection=True)
         return torch.stack(edits).to(photos)
 
     def _make_ready(self, device: torch.device) -> None:
@@ -267,12 +268,10 @@ class DiffusersTeacher(PipelineTeacher):
         return [torch.full_like(edit, torch.nan) if bad else edit for edit, bad in zip(edits, flagged, strict=True)]
 
 
-def _check_steps(pipeline_class: type, arguments: dict[str, Any]) -> None:
-    """Refuse a strength that leaves no step to do."""
-    parameters = inspect.signature(pipeline_class.__call__).parameters
-    names = ("strength", "num_inference_steps")
-    if all(name in parameters for name in names):
-        steps_done(*(arguments.get(name, parameters[name].default) for name in names))
+def _check_call(pipeline_class: type[diffusers.DiffusionPipeline], arguments: dict[str, Any]) -> None:
+    """Refuse arguments that a pipeline does not take, and a strength that leaves no step to do."""
+    check_arguments(pipeline_class, arguments)
+    steps_of_call(pipeline_class, arguments)
 
 
 def _edits_batches(name: str, parameters: set[str]) -> bool:

@@ -2,6 +2,7 @@
 
 import itertools
 import string
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,22 @@ def read_prompts(file: Path) -> dict[str, str]:
             raise ValueError(f"{file}: the prompt {prompt!r} stands there twice; remove one")
         prompts[name] = prompt
     return prompts
+
+
+def as_prompts(given: Mapping[str, str] | Path | None) -> dict[str, str]:
+    """Concepts and their prompts as a mapping, whether given as one, as a file of them (`read_prompts`), or not."""
+    return read_prompts(given) if isinstance(given, Path) else dict(given or {})
+
+
+def check_known(prompts: Mapping[str, str], concepts: Iterable[str]) -> None:
+    """Refuse prompts of concepts that are not there.
+
+    Raises:
+        ValueError: With the names of both.
+    """
+    unknown = sorted(set(prompts) - set(concepts))
+    if unknown:
+        raise ValueError(f"prompts name {', '.join(unknown)}; the concepts are {', '.join(sorted(concepts))}")
 
 
 def _filled(file: Path, content: dict[str, Any]) -> list[tuple[str, str]]:

@@ -20,7 +20,8 @@ from datamodules.source_photos import SourcePhotos
 from lightning_modules.pair_synthesis import PairSynthesis
 from pocketgan.cli import main
 from pocketgan.gates import AlignmentGate, ExposureGate, NearDuplicateGate
-from pocketgan.pair_set import PairSetWriter, is_unfinished, read_manifest, read_pairs, set_hash
+from pocketgan.pair_set import is_unfinished, read_manifest, read_pairs, set_hash
+from pocketgan.pair_set_writer import PairSetWriter
 from pocketgan.teachers import Teacher
 
 CONCEPTS = ("red", "blue")

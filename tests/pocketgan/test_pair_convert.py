@@ -16,7 +16,8 @@ from pocketgan.cli import main
 from pocketgan.images import to_image
 from pocketgan.pair_chunks import PairChunks, read_conversion
 from pocketgan.pair_convert import export_pairs, import_converted, kind_of
-from pocketgan.pair_set import PairSetWriter, read_manifest, read_pairs, set_hash
+from pocketgan.pair_set import read_manifest, read_pairs, set_hash
+from pocketgan.pair_set_writer import PairSetWriter
 
 LAYOUTS = ("aligned", "imagefolder", "litdata")
 SPLIT = (0.5, 0.25, 0.25)

@@ -11,7 +11,8 @@ from pocketgan.cli import main
 from pocketgan.gates import AlignmentGate, ExposureGate, NearDuplicateGate, SemanticsGate, StructureGate, read_gates
 from pocketgan.gates.judgement import judged, outdated_scores, refusal
 from pocketgan.pair_inspection import contact_sheet, inspect_pairs
-from pocketgan.pair_set import EditedPhoto, PairSetWriter, locked, read_pairs, set_gates
+from pocketgan.pair_set import locked, read_pairs, set_gates
+from pocketgan.pair_set_writer import EditedPhoto, PairSetWriter
 
 YAML = """
 alignment: {class_path: AlignmentGate, init_args: {largest_displacement_px: 0.75}}

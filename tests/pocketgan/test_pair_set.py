@@ -7,15 +7,8 @@ import torch
 from PIL import Image
 
 from pocketgan.files import TEMPORARY_SUFFIX, sha256_of
-from pocketgan.pair_set import (
-    EditedPhoto,
-    PairSetWriter,
-    check_settings,
-    complete_pairs,
-    read_manifest,
-    read_pairs,
-    set_hash,
-)
+from pocketgan.pair_set import complete_pairs, read_manifest, read_pairs, set_hash
+from pocketgan.pair_set_writer import EditedPhoto, PairSetWriter, check_settings
 
 IDS = ("b", "a", "c")
 
@@ -197,7 +190,7 @@ def test_a_file_system_without_locks_is_explained(tmp_path, monkeypatch):
     def no_locks(self, blocking):
         raise NotImplementedError("FileSystem does not appear to support flock")
 
-    monkeypatch.setattr("pocketgan.pair_set.FileLock.acquire", no_locks)
+    monkeypatch.setattr("pocketgan.files.FileLock.acquire", no_locks)
     with pytest.raises(OSError, match=r"\.writer\.lock cannot be locked: the file system has no locks; mount it"):
         make(tmp_path)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pocketgan.cli import main
 from pocketgan.images import to_tensor
-from pocketgan.pair_set import EditedPhoto, PairSetWriter
+from pocketgan.pair_set_writer import EditedPhoto, PairSetWriter
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TINY_CONFIGS = Path(__file__).parents[1] / "configs"
