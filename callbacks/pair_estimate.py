@@ -1,6 +1,7 @@
 """What a synthesis will take, before it is begun."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,10 +9,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from callbacks.background import Background
 from callbacks.console import say
 from callbacks.pair_writer import PairWriter, settings_of, synthesis_of
 from pocketgan.pair_set import complete_pairs, concepts_by_id
-from pocketgan.pair_set_writer import EditedPhoto, check_settings, encoded
+from pocketgan.pair_set_writer import EditedPhoto, PreparedPair, check_settings, prepared
 
 SAMPLE_BATCHES = 3
 
@@ -52,25 +54,30 @@ class PairEstimate(Callback):
     """Stands in for `PairWriter` when ``pocketgan predict --dry-run`` asks what the run would take; writes nothing.
 
     Every process edits a warm-up batch and then up to two more, each photo with one of its missing concepts, on the
-    run's own devices and all at once, as they would in the run. Timed is all from loading to encoding, the writing is
-    not. Photos that will prove unreadable are counted as if they could be read.
+    run's own devices and all at once, as they would in the run. Timed is all from loading to encoding and to the gates
+    that judge a pair by itself, in threads beside the teacher as the writer has them; the writing is not. Photos that
+    will prove unreadable are counted as if they could be read.
 
     Args:
         root: The pair set, which need not exist.
         image_format: As of the `PairWriter`.
+        workers: As of the `PairWriter`.
     """
 
-    def __init__(self, root: Path, image_format: str) -> None:
+    def __init__(self, root: Path, image_format: str, workers: int) -> None:
         self._root = root
         self._image_format = image_format
+        self._workers = workers
         self._to_make = ToMake(0, 0, 0, 0)
         self._sample = Sample(0, 0, 0, 0)
         self._start = 0.0
+        self._start_of_second = 0.0
+        self._prepared: list[PreparedPair] = []
 
     @classmethod
     def of(cls, writer: PairWriter) -> "PairEstimate":
         """The estimate of what a writer would write."""
-        return cls(writer.root, writer.image_format)
+        return cls(writer.root, writer.image_format, writer.workers)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -83,6 +90,9 @@ class PairEstimate(Callback):
         module, datamodule = synthesis_of(trainer, pl_module)
         check_settings(self._root, settings_of(module, datamodule, self._image_format))
         trainer.predict_loop.return_predictions = False
+        self._background = Background(
+            partial(prepared, image_format=self._image_format, gates=module.gates), self._workers
+        )
         done, wanted = concepts_by_id(complete_pairs(self._root)), list(module.concepts)
         missing = {name: [each for each in wanted if each not in done.get(name, ())] for name in datamodule.ids}
         self._to_make = ToMake(
@@ -110,21 +120,28 @@ class PairEstimate(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Take the batch into the sample, which the second begins anew: the first has warmed up."""
-        before = self._sample if batch_idx > 1 else Sample(0, 0, 0, 0)
-        photos, edits = (
-            sum(len(encoded(picture, self._image_format)) for picture in pictures)
-            for pictures in ([pair.photo for pair in outputs], [pair.edit for pair in outputs])
-        )
-        now = time.perf_counter()
-        self._sample = Sample(
-            before.pairs + len(outputs), now - self._start, before.photo_bytes + photos, before.edit_bytes + edits
-        )
+        if batch_idx == 1:
+            self._prepared, self._start = [], self._start_of_second
+        self._prepared += self._background.submit(outputs)
         if batch_idx == 0:
-            self._start = now
+            self._prepared += self._background.wait()
+            self._start_of_second = time.perf_counter()
+
+    @override
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._prepared += self._background.wait()
+        self._sample = Sample(
+            len(self._prepared),
+            time.perf_counter() - self._start,
+            sum(len(pair.photo) for pair in self._prepared),
+            sum(len(pair.edit) for pair in self._prepared),
+        )
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say what the run will take, by the samples of all processes."""
+        self._background.close()
         samples = [self._sample] * trainer.world_size
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(samples, self._sample)

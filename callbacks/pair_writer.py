@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from rich import get_console
 from typing_extensions import override
 
+from callbacks.background import Background
 from datamodules.source_photos import SourcePhotos
 from lightning_modules.pair_synthesis import PairSynthesis
 from pocketgan.gates import Gate
@@ -22,7 +23,7 @@ _VERSIONED = ("pocketgan", "torch", "pillow", "onnxruntime", "diffusers", "trans
 
 
 class PairWriter(BasePredictionWriter):
-    """Writes each batch of `PairSynthesis` as it is made, and has finished pairs left out.
+    """Writes each batch of `PairSynthesis` while the next is made, and has finished pairs left out.
 
     Start the same command again after a kill, on as many processes as you like: the set comes out the same.
 
@@ -30,12 +31,15 @@ class PairWriter(BasePredictionWriter):
         root: The pair set; made if it does not exist, continued if it does.
         image_format: "png", or "jpeg" at quality 95 without chroma subsampling: a quarter of the space, but a
             GAN learns JPEG's blocks.
+        workers: Threads of a process that encode, measure and write; 0 writes between the batches.
     """
 
-    def __init__(self, root: Path, image_format: Literal["png", "jpeg"] = "png") -> None:
+    def __init__(self, root: Path, image_format: Literal["png", "jpeg"] = "png", workers: int = 4) -> None:
         super().__init__(write_interval="batch")
         self.root = root
         self.image_format = image_format
+        self.workers = workers
+        self._background: Background[EditedPhoto, None] | None = None
         self._writer: PairSetWriter | None = None
         self._pairs_before = 0
         self._parent = 0
@@ -56,6 +60,7 @@ class PairWriter(BasePredictionWriter):
         self._writer, done = self._opened(trainer, settings_of(module, datamodule, self.image_format), module.gates)
         self._pairs_before = len(self._writer.pairs)
         self._parent = os.getppid()
+        self._background = Background(self._write_one, self.workers)
         module.leave_out(done)
         datamodule.exclude({photo_id for photo_id, names in done.items() if names >= set(module.concepts)})
 
@@ -90,8 +95,8 @@ class PairWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        assert self._writer is not None, "setup opens it"
-        self._writer.write(prediction)
+        assert self._background is not None, "setup opens it"
+        self._background.submit(prediction)
         if trainer.local_rank and os.getppid() != self._parent:
             # Lightning's launcher ends the others when one of those that it started dies, but nobody sees to these when
             # it is killed itself: they would go on, then fail where they wait for rank 0
@@ -100,11 +105,22 @@ class PairWriter(BasePredictionWriter):
                 "goes on where this one was"
             )
 
+    def _write_one(self, pair: EditedPhoto) -> None:
+        assert self._writer is not None, "setup opens it"
+        self._writer.write([pair])
+
+    @override
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for the last batch, so that an error in writing it ends the run as any other does."""
+        if self._background is not None:
+            self._background.wait()
+
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Merge what all processes wrote, and say what there is."""
-        if self._writer is None:
+        if self._writer is None or self._background is None:
             return
+        self._background.close()
         if not trainer.is_global_zero:
             self._writer.close()
         trainer.strategy.barrier("pairs written")
@@ -131,7 +147,9 @@ class PairWriter(BasePredictionWriter):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let go of the set; the next run merges the journals, since other processes may still be writing."""
+        """Write what is made and let go of the set; the next run merges the journals, since others may be writing."""
+        if self._background is not None:
+            self._background.close()
         if self._writer is not None:
             self._writer.close(merge=False)
             self._writer = None

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO, NamedTuple, Self
 
 from PIL import Image
@@ -69,13 +70,27 @@ class EditedPhoto(NamedTuple):
     dropped: str | None = None
 
 
+class PreparedPair(NamedTuple):
+    """What is to be written of a pair.
+
+    Attributes:
+        photo: Content of its file.
+        edit: Content of its file.
+        scores: Of the gates.
+    """
+
+    photo: bytes
+    edit: bytes
+    scores: dict[str, float]
+
+
 class PairSetWriter:
     """Writes a pair set, alone or as one of several processes.
 
     A pair's line is written after its files are whole, into the process's own journal, so a process can be
     killed at any moment: what has a line is complete, and what has none is made again. Rank 0 merges the
     journals into pairs.jsonl when the set is opened and closed. The files do not depend on how often the work
-    was interrupted, nor on the number of processes.
+    was interrupted, nor on the number of processes. `write` can be called from several threads.
 
     With several processes, rank 0 must be open before the others open, and the others closed before rank 0
     closes. As a context manager it closes itself. On several machines all must see one file system. Each process
@@ -121,6 +136,7 @@ class PairSetWriter:
         self._earlier_gates: set[str] = set()
         self._journal: BinaryIO | None = None
         self._lock = ExitStack()
+        self._of_one_thread = Lock()
         self._is_open = True
         if rank == 0:
             self._open_shared(settings)
@@ -197,26 +213,25 @@ class PairSetWriter:
         if edited.photo.shape != edited.edit.shape:
             sizes = f"{tuple(edited.photo.shape)} and {tuple(edited.edit.shape)}"
             raise ValueError(f"photo {edited.id} and its edit {edited.concept} differ in shape: {sizes}")
+        ready = prepared(edited, self._image_format, self._gates)
+        with self._of_one_thread:
+            self._store(edited, ready)
+
+    def _store(self, edited: EditedPhoto, ready: PreparedPair) -> None:
         suffix = _SUFFIXES[self._image_format]
         photo_file_name = f"photos/{edited.id}{suffix}"
         edit_file_name = f"edits/{edited.concept}/{edited.id}{suffix}"
-        photo = encoded(edited.photo, self._image_format)
-        photo_sha256 = hashlib.sha256(photo).hexdigest()
+        photo_sha256 = hashlib.sha256(ready.photo).hexdigest()
         known = self._photo_sha256.get(edited.id)
         if known is None:
-            self._write_file(photo_file_name, photo)
+            self._write_file(photo_file_name, ready.photo)
             self._photo_sha256[edited.id] = photo_sha256
         elif known != photo_sha256:
             raise ValueError(
                 f"pair set {self.root} holds another photo under the id {edited.id}: the photo has changed, "
                 f"or the libraries that scale it have; write to another root"
             )
-        edit = encoded(edited.edit, self._image_format)
-        self._write_file(edit_file_name, edit)
-        scores = dict(edited.scores or {})
-        if self._gates:
-            stored_photo, stored_edit = (to_tensor(Image.open(io.BytesIO(data))) for data in (photo, edit))
-            scores = measured(self._gates, stored_photo, stored_edit, edited.concept, edited.prompt, scores)
+        self._write_file(edit_file_name, ready.edit)
         pair = Pair(
             id=edited.id,
             concept=edited.concept,
@@ -224,11 +239,11 @@ class PairSetWriter:
             photo_file_name=photo_file_name,
             edit_file_name=edit_file_name,
             photo_sha256=photo_sha256,
-            edit_sha256=hashlib.sha256(edit).hexdigest(),
+            edit_sha256=hashlib.sha256(ready.edit).hexdigest(),
             source=edited.source,
             seed=edited.seed,
-            scores=scores or None,
-            dropped=edited.dropped or refusal(pair_gates(self._gates), scores),
+            scores=ready.scores or None,
+            dropped=edited.dropped or refusal(pair_gates(self._gates), ready.scores),
         )
         self._append(pair)
         self.pairs[pair.concept, pair.id] = pair
@@ -274,6 +289,22 @@ class PairSetWriter:
                     self._judge()
                 self._read_complete()
         self._is_open = False
+
+
+def prepared(edited: EditedPhoto, image_format: str, gates: Mapping[str, Gate]) -> PreparedPair:
+    """Do all that takes time and touches nothing: encode a pair and measure it as it will be read.
+
+    Args:
+        edited: The pair.
+        image_format: See `encoded`.
+        gates: By name.
+    """
+    photo, edit = encoded(edited.photo, image_format), encoded(edited.edit, image_format)
+    scores = dict(edited.scores or {})
+    if gates:
+        stored_photo, stored_edit = (to_tensor(Image.open(io.BytesIO(data))) for data in (photo, edit))
+        scores = measured(gates, stored_photo, stored_edit, edited.concept, edited.prompt, scores)
+    return PreparedPair(photo, edit, scores)
 
 
 def encoded(picture: Tensor, image_format: str) -> bytes:

@@ -1,5 +1,6 @@
 """Run as a script, this file is the process that the tests kill or start twice."""
 
+import errno
 import os
 import re
 import signal
@@ -65,10 +66,10 @@ def gates(**limits):
     }
 
 
-def synthesize(root, photos, teacher=None, trainer=None, gates=None, **changes):
+def synthesize(root, photos, teacher=None, trainer=None, gates=None, workers=4, **changes):
     settings = {"size": 64, "batch_size": 2, "minimum_side": 32, **changes}
     trainer_settings = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
-    loop = Trainer(**{**trainer_settings, **(trainer or {})}, callbacks=[PairWriter(root)])
+    loop = Trainer(**{**trainer_settings, **(trainer or {})}, callbacks=[PairWriter(root, workers=workers)])
     module = PairSynthesis(teacher or NoiseTeacher(), size=32, gates=gates)
     datamodule = SourcePhotos(photos, **settings)
     returned = loop.predict(module, datamodule=datamodule)
@@ -214,6 +215,31 @@ def test_an_error_releases_the_set_and_the_rest_alone_is_made(tmp_path, photos, 
     _, module, _ = synthesize(root, photos, batch_size=3)
     # The first batch, two photos with two concepts, was on disk; the second was lost with its first edits.
     assert module.teacher.edits == 6
+    assert content(root) == expected
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_threads_change_nothing(tmp_path, photos, judged, workers):
+    synthesize(tmp_path / "set", photos, gates=gates(), workers=workers)
+    assert content(tmp_path / "set") == judged
+
+
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_a_disk_that_fills_up_ends_the_run_and_it_can_be_resumed(tmp_path, photos, expected, monkeypatch, batch_size):
+    root = tmp_path / "set"
+    fsync, calls = os.fsync, []
+
+    def fail_later(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 8:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail_later)
+        with pytest.raises(OSError, match="the disk is full"):
+            synthesize(root, photos, batch_size=batch_size)
+    synthesize(root, photos)
     assert content(root) == expected
 
 

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -265,6 +266,16 @@ def test_broken_sets_are_explained(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         read_manifest(tmp_path)
+
+
+def test_several_threads_write_one_set(tmp_path):
+    make(tmp_path / "one").close()
+    writer = PairSetWriter(tmp_path / "several", settings("x", "y"))
+    with ThreadPoolExecutor(6) as pool:
+        pairs = [[edited(photo_id, concept)] for photo_id in IDS for concept in "xy"]
+        list(pool.map(writer.write, pairs))
+    writer.close()
+    assert content(tmp_path / "several") == content(tmp_path / "one")
 
 
 @pytest.mark.parametrize("files_before_full", range(7))
