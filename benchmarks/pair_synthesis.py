@@ -163,8 +163,8 @@ if __name__ == "__main__":
     diffusers.utils.logging.set_verbosity_error()
     page = [
         f"# What do caches and fewer steps save a diffusion teacher?\n\n{command_block(__doc__)}\n",
-        f"{options.photos} unseen photos of {options.size} px, {len(SEEDS)} seeds (mean ± standard deviation), "
-        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, diffusers "
+        f"{options.photos} crops of 2 unseen photos at {options.size} px, {len(SEEDS)} seeds (mean ± standard "
+        f"deviation), {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, diffusers "
         f"{diffusers.__version__}, commit {commit()}.\n",
     ]
     for kind, title in (("unet", "U-Net, InstructPix2Pix"), ("transformer", "Transformer, of FLUX.1 Kontext's kind")):

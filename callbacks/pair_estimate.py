@@ -88,7 +88,7 @@ class PairEstimate(Callback):
             ValueError: As of `PairWriter`.
         """
         module, datamodule = synthesis_of(trainer, pl_module)
-        check_settings(self._root, settings_of(module, datamodule, self._image_format))
+        check_settings(self._root, settings_of(trainer, module, datamodule, self._image_format))
         trainer.predict_loop.return_predictions = False
         self._background = Background(
             partial(prepared, image_format=self._image_format, gates=module.gates), self._workers

@@ -19,7 +19,20 @@ from pocketgan.gates import Gate
 from pocketgan.gates.judgement import mark_maker
 from pocketgan.pair_set_writer import EditedPhoto, PairSetWriter
 
-_VERSIONED = ("pocketgan", "torch", "pillow", "onnxruntime", "diffusers", "transformers")
+_VERSIONED = (
+    "pocketgan",
+    "torch",
+    "pillow",
+    "numpy",
+    "scipy",
+    "scikit-image",
+    "onnxruntime",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "DeepCache",
+)
 
 
 class PairWriter(BasePredictionWriter):
@@ -57,7 +70,8 @@ class PairWriter(BasePredictionWriter):
         module, datamodule = synthesis_of(trainer, pl_module)
         # Pairs are on disk once written; keeping them all would fill the memory.
         trainer.predict_loop.return_predictions = False
-        self._writer, done = self._opened(trainer, settings_of(module, datamodule, self.image_format), module.gates)
+        settings = settings_of(trainer, module, datamodule, self.image_format)
+        self._writer, done = self._opened(trainer, settings, module.gates)
         self._pairs_before = len(self._writer.pairs)
         self._parent = os.getppid()
         self._background = Background(self._write_one, self.workers)
@@ -77,7 +91,7 @@ class PairWriter(BasePredictionWriter):
             try:
                 opened = PairSetWriter(self.root, settings, gates=gates)
                 done = opened.concepts_by_id()
-            except (OSError, RuntimeError, ValueError) as error:
+            except Exception as error:
                 refusal = error
         refusal, done = trainer.strategy.broadcast((refusal, done))
         if refusal is not None:
@@ -175,13 +189,13 @@ def synthesis_of(trainer: Trainer, pl_module: LightningModule) -> tuple[PairSynt
     return pl_module, datamodule
 
 
-def settings_of(module: PairSynthesis, datamodule: SourcePhotos, image_format: str) -> dict[str, Any]:
+def settings_of(trainer: Trainer, module: PairSynthesis, datamodule: SourcePhotos, image_format: str) -> dict[str, Any]:
     """The manifest's content."""
     return {
         **module.settings,
         "photos": datamodule.settings,
         "image_format": image_format,
-        "versions": _versions(),
+        "versions": {**_versions(), "device": trainer.strategy.root_device.type},
         "origin": module.teacher.origin,
     }
 

@@ -55,9 +55,14 @@ class SaveRunConfig(SaveConfigCallback):
         """Say what there is now and what can follow."""
         if trainer.is_global_zero:
             folder, images = trainer.default_root_dir, getattr(pl_module, "images_seen", 0)
-            use = f" Measure it with `pocketgan test -c {folder}/config.yaml`, "
-            use += f"use it with `pocketgan edit PHOTOS --model {folder} --out edited`."
-            say(f"{folder} is trained on {images} images.{use if isinstance(pl_module, PairedGAN) else ''}")
+            use = ""
+            if isinstance(pl_module, PairedGAN):
+                concept = f" --concept {pl_module.concepts[0]}" if len(pl_module.concepts) > 1 else ""
+                use = (
+                    f" Measure it with `pocketgan test -c {folder}/config.yaml`, "
+                    f"use it with `pocketgan edit PHOTOS --model {folder}{concept} --out edited`."
+                )
+            say(f"{folder} is trained on {images} images.{use}")
 
 
 class _AppendingWriter(ExperimentWriter):

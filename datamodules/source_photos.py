@@ -5,6 +5,7 @@ import importlib.util
 import random
 import warnings
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -38,6 +39,7 @@ BUNDLED_CROPS_PER_PHOTO = 24
 SMALLEST_CROP = 0.4
 
 _NAMES_IN_WARNING = 20
+_LONGEST_WAIT = timedelta(days=30)
 
 
 class PhotoBatch(TypedDict):
@@ -129,6 +131,7 @@ class SourcePhotos(LightningDataModule):
         self._workers = workers
         self._crops: list[_Crop] = []
         self._excluded: set[str] = set()
+        self._patient_group: Any = None
         self.skipped: dict[str, str] = {}
         self.converted: dict[str, str] = {}
 
@@ -154,6 +157,9 @@ class SourcePhotos(LightningDataModule):
             ModuleNotFoundError: If the bundled photos are wanted and scikit-image is not installed.
             ValueError: If `root` holds no images, or not one that can be read.
         """
+        if self._patient_group is None and torch.distributed.is_available() and torch.distributed.is_initialized():
+            # processes end hours apart, and the default group gives up after half an hour
+            self._patient_group = torch.distributed.new_group(backend="gloo", timeout=_LONGEST_WAIT)
         self._excluded = set()
         self.skipped = {}
         self.converted = {}
@@ -222,7 +228,7 @@ class SourcePhotos(LightningDataModule):
         """Gather what was skipped and converted from all processes, and warn of it once."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             parts: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(parts, (self.skipped, self.converted))
+            torch.distributed.all_gather_object(parts, (self.skipped, self.converted), group=self._patient_group)
             for skipped, converted in parts:
                 self.skipped.update(skipped)
                 self.converted.update(converted)

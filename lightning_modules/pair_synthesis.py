@@ -78,7 +78,7 @@ class PairSynthesis(LightningModule):
         teacher = dict(self.teacher.settings)
         # What belongs to one prompt goes to its concept, so that a set can be given further concepts.
         of_prompts = teacher.pop("prompts", {})
-        of_gates = {name: gate.settings for name, gate in self.gates.items() if gate.settings}
+        of_gates = {type(gate).__name__: gate.settings for gate in self.gates.values() if gate.settings}
         return {
             **({"gates": of_gates} if of_gates else {}),
             "teacher": teacher,
@@ -135,7 +135,7 @@ class PairSynthesis(LightningModule):
     def _corrected(self, pair: EditedPhoto, large_edit: Tensor) -> EditedPhoto:
         """Let the gates mend a pair's edit, as the teacher made it, and store what comes of it."""
         for gate in self.gates.values():
-            if not isinstance(gate, PairGate) or not gate.settings:
+            if not isinstance(gate, PairGate) or type(gate).corrected is PairGate.corrected:
                 continue
             corrected = gate.corrected(_eight_bit(pair.photo), _eight_bit(pair.edit), large_edit)
             if corrected is not None:

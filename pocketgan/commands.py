@@ -375,7 +375,7 @@ def pairs_import(
 def pairs_convert(
     source: Path,
     *,
-    out: Path,
+    out: str,
     to: Literal["pairs", "imagefolder", "aligned", "litdata"] = "pairs",
     concepts: list[str] | None = None,
     split: tuple[float, float, float] = (0.8, 0.1, 0.1),
@@ -397,19 +397,25 @@ def pairs_convert(
         size: To a pair set: side in pixels that is stored, of the largest centred square; the pictures' own if not
             given.
     """
+    from pocketgan.pair_chunks import is_address
     from pocketgan.pair_convert import export_pairs, import_converted, kind_of
     from pocketgan.text import as_prompts
 
+    if is_address(out):
+        raise ValueError(
+            f"{out} is in object storage; convert to a local folder, then copy it there, for example with `aws s3 cp "
+            "--recursive`"
+        )
     kind = kind_of(source)
     if to == "pairs":
         if kind == "pairs":
             raise ValueError(f"{source} is a pair set; say what to make of it: --to imagefolder, aligned or litdata")
-        count = import_converted(source, out, as_prompts(prompts), size)
+        count = import_converted(source, Path(out), as_prompts(prompts), size)
         print(f"{out} holds {count} pairs of {source} ({kind}); train on it with --data.root {out}")
         return
     if kind != "pairs":
         raise ValueError(f"{source} is {kind}; make it a pair set first: `pocketgan pairs convert {source} --out ROOT`")
-    count = export_pairs(source, out, to, concepts, split, seed)
+    count = export_pairs(source, Path(out), to, concepts, split, seed)
     use = {
         "imagefolder": f'load it with datasets.load_dataset("imagefolder", data_dir="{out}")',
         "aligned": f"train on it with pytorch-CycleGAN-and-pix2pix's --dataroot {out}, or here with --data.root {out}",

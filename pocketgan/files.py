@@ -16,6 +16,8 @@ TEMPORARY_SUFFIX = ".incomplete"
 _REMEDIES = {
     errno.ENOSPC: "the disk is full; free some space or choose another folder, then run again",
     errno.EDQUOT: "your disk quota is used up; free some space or choose another folder, then run again",
+    errno.EACCES: "it may not be written by you; change its permissions or choose another folder",
+    errno.EPERM: "it may not be written by you; change its permissions or choose another folder",
     errno.EROFS: "the file system is read-only; choose a folder that can be written",
 }
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from pocketgan.gates import Gate, judged, read_gates
 from pocketgan.gates.judgement import is_measured, mark_maker, outdated_scores, without_scores
-from pocketgan.pair_set import Pair, locked, read_pairs, replace_gates, replace_pairs, set_gates
+from pocketgan.pair_set import Pair, is_unfinished, locked, read_pairs, replace_gates, replace_pairs, set_gates
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 
@@ -114,7 +114,7 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
     """Print what is kept and dropped per concept and gate, the scores, and what differs from the set's lines."""
     pairs = inspection.pairs
     makers = _makers(pairs, inspection.gates)
-    console.print(f"{inspection.root}: pairs kept, and dropped by whom", markup=False, highlight=False, soft_wrap=True)
+    _say(console, f"{inspection.root}: pairs kept, and dropped by whom")
     table = Table("concept", box=SIMPLE)
     for heading in ("pairs", "kept", *makers):
         table.add_column(heading, justify="right")
@@ -124,12 +124,21 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
     table.add_section()
     table.add_row("all", *_counts(pairs, makers))
     console.print(table)
+    for maker in makers:
+        pair = next(pair for pair in pairs if pair.dropped and mark_maker(pair.dropped) == maker)
+        _say(console, f"for example {pair.concept}/{pair.id}, dropped by {pair.dropped}")
+    if is_unfinished(inspection.root):
+        _say(console, f"{inspection.root} is at work or was broken off; `pocketgan predict` again makes the rest")
     names = sorted({name for pair in pairs for name in pair.scores or {}})
     if names:
         console.print(_score_table(pairs, names))
     else:
         console.print(f"no pair has scores; add gates by --gates FILE, which {inspection.root} then keeps with --apply")
     _print_changes(inspection, console)
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _makers(pairs: Sequence[Pair], gates: Mapping[str, Gate]) -> list[str]:

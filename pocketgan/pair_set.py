@@ -24,6 +24,8 @@ from pocketgan.gates.judgement import GATES_FILE_NAME, gates_document, outdated_
 FORMAT = "pocketgan pair set 1"
 MANIFEST_FILE_NAME = "manifest.json"
 PAIRS_FILE_NAME = "pairs.jsonl"
+# there from the opening of a writer to its closing in good order
+UNFINISHED_FILE_NAME = ".unfinished"
 LOCK_FILE_NAME = ".writer.lock"
 
 
@@ -198,8 +200,8 @@ def replace_gates(root: Path, pairs: Sequence[Pair], gates: Mapping[str, Gate]) 
 
 
 def is_unfinished(root: Path) -> bool:
-    """Whether a synthesis is at work on the set or was broken off: its journals are not merged yet."""
-    return bool(_journals(root))
+    """Whether a synthesis is at work on the set or was broken off."""
+    return (root / UNFINISHED_FILE_NAME).is_file() or bool(_journals(root))
 
 
 def _journals(root: Path) -> list[Path]:

@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, NamedTuple, Self
@@ -23,6 +23,7 @@ from pocketgan.pair_set import (
     FORMAT,
     MANIFEST_FILE_NAME,
     PAIRS_FILE_NAME,
+    UNFINISHED_FILE_NAME,
     Pair,
     canonical,
     complete_pairs,
@@ -157,6 +158,7 @@ class PairSetWriter:
             self._write_manifest(settings)
             remove_temporaries(self.root)
             was_unfinished = is_unfinished(self.root)
+            write_changed(self.root / UNFINISHED_FILE_NAME, b"")
             self._merge_journals()
             if self._gates:
                 self._earlier_gates = set(set_gates(self.root))
@@ -178,8 +180,10 @@ class PairSetWriter:
             _check_same_settings(self.root, found, wanted)
             wanted["concepts"] = found["concepts"] | wanted["concepts"]
             # The set keeps the versions that it began with, or its name would change at every upgrade, and a licence
-            # that may not be looked up any more.
+            # that it knows and that may not be looked up any more.
             wanted |= {key: found[key] for key in ("versions", "origin") if key in found}
+            if found.get("origin", {}).get("licence") == "unknown" and "origin" in settings:
+                wanted["origin"] = dict(settings["origin"])
         _check_no_other_files(self.root)
         wanted["hash"] = content_hash(wanted, [])
         write_changed(path, json.dumps(wanted, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n")
@@ -279,16 +283,18 @@ class PairSetWriter:
         Args:
             merge: False after an error, when other processes may still be writing: the next opening merges.
         """
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
+        was_open, self._is_open = self._is_open, False
+        journal, self._journal = self._journal, None
         with self._lock:
-            if merge and self._is_open and self._rank == 0:
+            if journal is not None:
+                with explained_write_error(self.root / journal.name), nullcontext() if merge else suppress(OSError):
+                    journal.close()
+            if merge and was_open and self._rank == 0:
                 self._merge_journals()
                 if self._gates:
                     self._judge()
                 self._read_complete()
-        self._is_open = False
+                (self.root / UNFINISHED_FILE_NAME).unlink(missing_ok=True)
 
 
 def prepared(edited: EditedPhoto, image_format: str, gates: Mapping[str, Gate]) -> PreparedPair:

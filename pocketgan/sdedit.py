@@ -40,5 +40,6 @@ def steps_of_call(pipeline_class: type, arguments: Mapping[str, Any]) -> int | N
     given = {**defaults, **arguments}
     if "num_inference_steps" not in given:
         return None
-    steps: int = given["num_inference_steps"]
+    schedule = given.get("timesteps") or given.get("sigmas")
+    steps: int = len(schedule) if schedule else given["num_inference_steps"]
     return steps_done(given["strength"], steps) if "strength" in given else steps

@@ -37,13 +37,15 @@ class MagCache(TransformerCache):
                 f"threshold, max_skips and retention_ratio are {threshold}, {max_skips} and {retention_ratio}; give "
                 "at least 0, at least 0, and 0 to 1"
             )
+        if ratios == []:
+            raise ValueError("ratios is empty; leave it out for FLUX.1, or give one for each step")
         self.threshold, self.max_skips, self.retention_ratio = threshold, max_skips, retention_ratio
         self.ratios = ratios
 
     @property
     @override
     def settings(self) -> dict[str, Any]:
-        return {**super().settings, "ratios": self.ratios or "flux"}
+        return {**super().settings, "ratios": "flux" if self.ratios is None else self.ratios}
 
     @override
     def enable(self, pipeline: Any, arguments: dict[str, Any]) -> None:

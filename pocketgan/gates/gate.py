@@ -75,7 +75,7 @@ class PairGate(Gate):
         """
 
     def corrected(self, photo: Tensor, edit: Tensor, large_edit: Tensor) -> tuple[Tensor, Scores] | None:  # noqa: ARG002
-        """Mend an edit before it is stored; asked only of a gate whose ``settings`` say that it may.
+        """Mend an edit before it is stored. A gate that does says in ``settings`` how.
 
         Args:
             photo: (3, H, W) in [-1, 1], of 8 bits, as stored.

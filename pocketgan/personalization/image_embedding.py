@@ -46,8 +46,8 @@ def load_clip(model: str) -> Any:
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"CLIP model {model!r} is no local folder and cannot be reached as a repo id from here; on a machine "
-            "with access run `hf download openai/clip-vit-base-patch32 --local-dir FOLDER`, copy FOLDER to this "
-            "machine and give its path"
+            "with access run `hf download REPO_ID --local-dir FOLDER`, copy FOLDER to this machine "
+            "and give it as the model"
         ) from error
     return clip.requires_grad_(False).eval()
 

@@ -9,8 +9,9 @@ import diffusers
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import override
@@ -114,6 +115,7 @@ class DiffusersTeacher(PipelineTeacher):
         opened = open_editor(pipeline, given_class, _DTYPES[dtype], variant, config, controlnet)
         if given_class is None:
             _check_call(type(opened), arguments)
+        _check_channels(opened)
         self._signature = inspect.signature(type(opened).__call__).parameters
         if batch_size > 1 and not _edits_batches(type(opened).__name__, set(self._signature)):
             raise ValueError(
@@ -131,6 +133,7 @@ class DiffusersTeacher(PipelineTeacher):
                 )
         super().__init__(opened)
         self._name, self._licence = pipeline, licence
+        self._added = [*(loras or {}), *(str(each) for each in (controlnet, personalization) if each is not None)]
         self._prompts, self._arguments = prompts, arguments
         self._dtype, self._control = dtype, control
         self._batch_size, self._wanted_batch_size = batch_size, batch_size
@@ -173,9 +176,13 @@ class DiffusersTeacher(PipelineTeacher):
     @property
     @override
     def origin(self) -> dict[str, str]:
-        """The model's name, without the folders above it, and its licence."""
-        name = Path(self._name).name if Path(self._name).exists() else self._name
-        return {"model": name, "licence": self._licence or licence_of(self._name)}
+        """The model's name, without the folders above it, and its licence; what was added to it, with theirs."""
+        added = {name: f"{_public_name(name)} ({licence_of(name)})" for name in self._added}
+        return {
+            "model": _public_name(self._name),
+            "licence": self._licence or licence_of(self._name),
+            **({"added": ", ".join(added.values())} if added else {}),
+        }
 
     @override
     @torch.no_grad()
@@ -268,10 +275,28 @@ class DiffusersTeacher(PipelineTeacher):
         return [torch.full_like(edit, torch.nan) if bad else edit for edit, bad in zip(edits, flagged, strict=True)]
 
 
+def _public_name(name: str) -> str:
+    return Path(name).name if Path(name).exists() else name
+
+
 def _check_call(pipeline_class: type[diffusers.DiffusionPipeline], arguments: dict[str, Any]) -> None:
     """Refuse arguments that a pipeline does not take, and a strength that leaves no step to do."""
     check_arguments(pipeline_class, arguments)
     steps_of_call(pipeline_class, arguments)
+
+
+def _check_channels(pipeline: Any) -> None:
+    """Refuse weights of another task under an editor's name, such as those of inpainting."""
+    unet, parameters = getattr(pipeline, "unet", None), inspect.signature(type(pipeline).__call__).parameters
+    if unet is None or "depth_map" in parameters:
+        return
+    latent = pipeline.vae.config.latent_channels
+    wanted = 2 * latent if "image_guidance_scale" in parameters else latent
+    if unet.config.in_channels != wanted:
+        raise ValueError(
+            f"{type(pipeline).__name__} needs a U-Net of {wanted} input channels, the stored one has "
+            f"{unet.config.in_channels}: it was trained for another task, such as inpainting; give an editor's weights"
+        )
 
 
 def _edits_batches(name: str, parameters: set[str]) -> bool:
@@ -308,20 +333,42 @@ def _load_loras(pipeline: Any, loras: dict[str, float]) -> None:
         raise ValueError(f"{type(pipeline).__name__} takes no LoRA files; leave loras out")
     names = [f"lora_{place}" for place in range(len(loras))]
     for name, source in zip(names, loras, strict=True):
-        path = Path(source)
-        if path.is_file():
-            pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
-        else:
-            pipeline.load_lora_weights(source if path.is_dir() else _downloaded_lora(source), adapter_name=name)
+        file = _lora_file(source)
+        pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
     pipeline.set_adapters(names, list(loras.values()))
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
 
 
-def _downloaded_lora(repo_id: str) -> str:
-    """Folder of a repo's LoRA files in the Hugging Face cache, from where diffusers reads them offline as well."""
+def _lora_file(source: str) -> Path:
+    """The LoRA of a file, a folder or a repo id, from the Hugging Face cache if it is there.
+
+    Raises:
+        FileNotFoundError: There is none, or it cannot be reached.
+        ValueError: There are several, and none of the usual name.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        try:
+            return Path(hf_hub_download(source, LORA_WEIGHT_NAME_SAFE))
+        except (OSError, EntryNotFoundError, HFValidationError):
+            path = _downloaded(source)
+    files = sorted(path.glob("*.safetensors"))
+    usual = [file for file in files if file.name == LORA_WEIGHT_NAME_SAFE] or files
+    if not usual:
+        raise FileNotFoundError(f"LoRA {source} holds no .safetensors file; give one, a folder or a repo id with one")
+    if len(usual) > 1:
+        names = ", ".join(file.name for file in usual)
+        raise ValueError(f"LoRA {source} holds several files ({names}); download the one to take and give its path")
+    return usual[0]
+
+
+def _downloaded(repo_id: str) -> Path:
+    """Folder of a repo's weights in the Hugging Face cache, those of its subfolders left out."""
     try:
-        return snapshot_download(repo_id, allow_patterns="*.safetensors")
+        return Path(snapshot_download(repo_id, allow_patterns="*.safetensors", ignore_patterns="*/*"))
     except (OSError, HFValidationError) as error:
         raise FileNotFoundError(
             f"LoRA {repo_id} is no file or folder here and cannot be reached as a repo id; give a .safetensors file"

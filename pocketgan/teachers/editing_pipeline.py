@@ -53,7 +53,21 @@ def editor_class(name: str) -> type[DiffusionPipeline]:
             f"{name} does not edit photos: it must take a photo as image beside the prompt; leave pipeline_class out "
             "for the image-to-image form of what is stored, or give one such as StableDiffusionImg2ImgPipeline"
         )
+    check_latents(found)
     return found
+
+
+def check_latents(pipeline_class: type[DiffusionPipeline]) -> None:
+    """Refuse what has no autoencoder of the usual kind (DeepFloyd IF, Kandinsky): its step in pixels is not known.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if "vae" not in inspect.signature(pipeline_class.__init__).parameters:
+        raise ValueError(
+            f"{pipeline_class.__name__} has no vae and cannot be a teacher here; give a latent diffusion editor such "
+            "as StableDiffusionImg2ImgPipeline or FluxKontextPipeline"
+        )
 
 
 def _is_text_to_image(pipeline_class: type[DiffusionPipeline]) -> bool:
@@ -117,9 +131,13 @@ def open_editor(
         options["variant"] = variant
     if pipeline_class is not None:
         return pipeline_class.from_pretrained(name, **options, **_no_safety_checker(pipeline_class))
-    stored_class = getattr(diffusers, stored, DiffusionPipeline)
+    stored_class = getattr(diffusers, stored, None)
+    if stored_class is not None:
+        check_latents(stored_class)
     try:
-        return AutoPipelineForImage2Image.from_pretrained(name, **options, **_no_safety_checker(stored_class))
+        return AutoPipelineForImage2Image.from_pretrained(
+            name, **options, **_no_safety_checker(stored_class or DiffusionPipeline)
+        )
     except ValueError as error:
         if "can't find a pipeline linked to" not in str(error):
             raise

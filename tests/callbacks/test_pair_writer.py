@@ -154,7 +154,7 @@ def test_gates_change_no_picture_and_pairs_are_judged_by_the_current_ones(tmp_pa
     assert "flat: a spread of" in read_pairs(root, include_dropped=True)[0].dropped
     synthesize(root, photos, gates=gates())
     assert content(root) == judged
-    with pytest.raises(ValueError, match=r'gates: the set has \{"alignment".* this run none'):
+    with pytest.raises(ValueError, match=r'gates: the set has \{"AlignmentGate".* this run none'):
         synthesize(root, photos)
 
 
@@ -169,7 +169,7 @@ def test_a_set_without_gates_is_measured_when_it_gets_some(tmp_path, photos, jud
     before = content(root)
     synthesize(root, photos)  # without gates, nothing is judged
     assert content(root) == before
-    with pytest.raises(ValueError, match=r'gates: the set has none, this run \{"alignment"'):
+    with pytest.raises(ValueError, match=r'gates: the set has none, this run \{"AlignmentGate"'):
         synthesize(root, photos, gates=gates())
 
 

@@ -150,7 +150,7 @@ def test_a_moved_edit_is_put_in_place_before_it_is_stored():
     assert pair.scores["alignment_corrected_px"] == pytest.approx(3, abs=0.1)
     assert (pair.edit - pair.photo)[:, 8:-8, 8:-8].abs().mean() < 0.03
     assert withheld.scores is None
-    assert module.settings["gates"] == {"alignment": AlignmentGate().settings}
+    assert module.settings["gates"] == {"AlignmentGate": AlignmentGate().settings}
     (alone,) = module.predict_step(rows(batch, 0), 0)
     assert torch.equal(alone.edit, pair.edit)
 

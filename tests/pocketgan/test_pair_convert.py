@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,6 +217,12 @@ def test_sets_that_cannot_be_converted(pair_set, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is missing, pairs\.jsonl names it"):
         export_pairs(pair_set, out, "aligned")
     assert not out.exists()
+
+
+def test_an_address_to_write_to_is_refused(pair_set):
+    with pytest.raises(SystemExit, match="is in object storage; convert to a local folder, then copy it there"):
+        main(["pairs", "convert", str(pair_set), "--to=litdata", "--out=s3://bucket/set"])
+    assert not Path("s3:").exists()
 
 
 def test_an_empty_set(tmp_path, pair_set):

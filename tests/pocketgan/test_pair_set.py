@@ -2,13 +2,14 @@ import errno
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from pocketgan.files import TEMPORARY_SUFFIX, sha256_of
-from pocketgan.pair_set import complete_pairs, read_manifest, read_pairs, set_hash
+from pocketgan.pair_set import complete_pairs, is_unfinished, read_manifest, read_pairs, set_hash
 from pocketgan.pair_set_writer import EditedPhoto, PairSetWriter, check_settings
 
 IDS = ("b", "a", "c")
@@ -276,6 +277,52 @@ def test_several_threads_write_one_set(tmp_path):
         list(pool.map(writer.write, pairs))
     writer.close()
     assert content(tmp_path / "several") == content(tmp_path / "one")
+
+
+def test_a_writer_whose_closing_failed_touches_the_set_no_more(tmp_path, monkeypatch):
+    writer = make(tmp_path, "x", "a")
+    with monkeypatch.context() as patch:
+        patch.setattr("pocketgan.pair_set_writer.replace_pairs", _full)
+        with pytest.raises(OSError, match="No space left"):
+            writer.close()
+    other = make(tmp_path, "xy", "a")
+    writer.close()
+    other.write([edited("b", "y")])
+    other.close()
+    assert [(pair.concept, pair.id) for pair in read_pairs(tmp_path)] == [("x", "a"), ("y", "a"), ("y", "b")]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
+def test_a_journal_that_cannot_be_written_names_the_remedy_and_lets_go_of_the_set(tmp_path):
+    def write():
+        with PairSetWriter(tmp_path, settings("x")) as writer:
+            (tmp_path / "journal-0.jsonl").symlink_to("/dev/full")
+            writer.write([edited("a", "x")])
+
+    with pytest.raises(OSError, match="the disk is full"):
+        write()
+    (tmp_path / "journal-0.jsonl").unlink()
+    make(tmp_path, "x").close()
+    assert len(read_pairs(tmp_path)) == 3
+
+
+def test_a_set_is_unfinished_until_a_writer_closes_it_in_good_order(tmp_path):
+    make(tmp_path, "x", "a").close(merge=False)
+    assert is_unfinished(tmp_path)
+    PairSetWriter(tmp_path, settings("x")).close(merge=False)  # merges when it opens
+    assert is_unfinished(tmp_path)
+    make(tmp_path, "x").close()
+    assert not is_unfinished(tmp_path)
+
+
+def _full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_licence_that_was_not_known_is_noted_later(tmp_path):
+    for licence, kept in (("unknown", "unknown"), ("mit", "mit"), ("unknown", "mit")):
+        make(tmp_path, "x", "a", origin={"model": "m", "licence": licence}).close()
+        assert read_manifest(tmp_path)["origin"] == {"model": "m", "licence": kept}
 
 
 @pytest.mark.parametrize("files_before_full", range(7))

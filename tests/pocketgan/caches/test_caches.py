@@ -8,7 +8,6 @@ import torch
 from diffusers import FirstBlockCacheConfig, FluxImg2ImgPipeline, FluxKontextPipeline
 from tiny_editors import make_editor
 
-import pocketgan.caches
 from pocketgan.caches import DeepCache, FasterCache, FirstBlockCache, MagCache, TaylorSeerCache
 from pocketgan.teachers import DiffusersTeacher
 
@@ -27,6 +26,7 @@ UNETS = {
     "instruct_pix2pix": {"num_inference_steps": 6},
 }
 KONTEXT = {"num_inference_steps": 6}
+QWEN = {"num_inference_steps": 4, "true_cfg_scale": 4.0, "negative_prompt": " "}
 KLEIN = {"num_inference_steps": 6, "guidance_scale": 1.0, "text_encoder_out_layers": [1]}
 
 
@@ -69,6 +69,15 @@ def test_taylor_seer_spares_flux2(edits):
     check(edits, "flux2_klein", KLEIN, TaylorSeerCache(1), TaylorSeerCache(2, first_steps=2), 64)
 
 
+@pytest.mark.parametrize(
+    ("idle", "busy"),
+    [*TRANSFORMER_CACHES[:2], (MagCache(max_skips=0, ratios=[1.0] * 4), MagCache(0.5, ratios=[1.0] * 4))],
+    ids=lambda each: type(each).__name__,
+)
+def test_hooks_spare_editors_with_two_passes_a_step(edits, idle, busy):
+    check(edits, "qwen_image_edit", QWEN, idle, busy, 64)
+
+
 def test_deep_cache_computes_the_deep_part_each_nth_step(tmp_path):
     folder = str(make_editor(tiny_editors.instruct_pix2pix, tmp_path / "editor"))
     teacher = DiffusersTeacher(folder, {"oil": "a"}, {"num_inference_steps": 7}, cache=DeepCache(3))
@@ -84,14 +93,25 @@ def test_deep_cache_computes_the_deep_part_each_nth_step(tmp_path):
     assert counted == {"deep": 2 * 3, "all": 2 * 7}  # steps 0, 3 and 6 of each
 
 
-def test_every_cache_states_its_numbers():
-    for name in pocketgan.caches.__all__:
-        kind = getattr(pocketgan.caches, name)
-        if inspect.isabstract(kind):
-            continue
-        given = {**kind().settings}
-        assert given.pop("name") == name
-        assert set(given) == set(inspect.signature(kind).parameters)
+@pytest.mark.parametrize(
+    ("cache", "settings"),
+    [
+        (DeepCache(4, branch=1), {"name": "DeepCache", "interval": 4, "branch": 1}),
+        (FirstBlockCache(0.2), {"name": "FirstBlockCache", "threshold": 0.2}),
+        (TaylorSeerCache(4, 2, 0), {"name": "TaylorSeerCache", "interval": 4, "first_steps": 2, "order": 0}),
+        (FasterCache(3, 500, 0.2), {"name": "FasterCache", "interval": 3, "last_time": 500, "weight": 0.2}),
+        (
+            MagCache(0.1, 2, 0.3, [1.0, 0.9]),
+            {"name": "MagCache", "threshold": 0.1, "max_skips": 2, "retention_ratio": 0.3, "ratios": [1.0, 0.9]},
+        ),
+        (
+            MagCache(),
+            {"name": "MagCache", "threshold": 0.06, "max_skips": 3, "retention_ratio": 0.2, "ratios": "flux"},
+        ),
+    ],
+)
+def test_every_cache_states_its_numbers(cache, settings):
+    assert cache.settings == settings
 
 
 @pytest.mark.parametrize(
