@@ -29,7 +29,7 @@ from pocketgan.gates import AlignmentGate, ExposureGate, Gate, NearDuplicateGate
 from pocketgan.teachers import Teacher
 
 PHOTOS, REPETITIONS = 40, 3
-SIZES = (256, 512)
+SIZE = 512
 SECONDS_AN_EDIT = 0.5
 WORKERS = (0, 2, 4)
 
@@ -57,10 +57,10 @@ class WaitingTeacher(Teacher):
         return photos.flip(1) * 0.8
 
 
-def seconds(photos: Path, size: int, gates: dict[str, Gate | None], workers: int | None) -> tuple[float, float]:
+def seconds(photos: Path, gates: dict[str, Gate | None], workers: int | None) -> tuple[float, float]:
     """Wall and processor time of a synthesis; without a writer if ``workers`` is None."""
-    module = PairSynthesis(WaitingTeacher(SECONDS_AN_EDIT), size=size, gates=gates)
-    data = SourcePhotos(photos, size=size, batch_size=1, minimum_side=size, crops_per_photo=4, limit=PHOTOS)
+    module = PairSynthesis(WaitingTeacher(SECONDS_AN_EDIT), size=SIZE, gates=gates)
+    data = SourcePhotos(photos, size=SIZE, batch_size=1, minimum_side=SIZE, crops_per_photo=4, limit=PHOTOS)
     with tempfile.TemporaryDirectory() as folder:
         writers = [] if workers is None else [PairWriter(Path(folder) / "set", workers=workers)]
         trainer = Trainer(
@@ -75,7 +75,7 @@ def seconds(photos: Path, size: int, gates: dict[str, Gate | None], workers: int
         trainer.predict(module, datamodule=data, return_predictions=False)
         taken = time.perf_counter() - wall, time.process_time() - processor
         assert len(data.ids) == PHOTOS, f"{photos} holds too few photos"
-        assert not data.skipped, f"{photos} holds photos below {size} px"
+        assert not data.skipped, f"{photos} holds photos below {SIZE} px"
         return taken
 
 
@@ -87,22 +87,21 @@ def table(photos: Path) -> Iterator[str]:
         "exposure": ExposureGate(),
         "near_duplicate": NearDuplicateGate(),
     }
-    seconds(photos, SIZES[0], {}, WORKERS[0])  # the first imports and compiles
-    yield "| side in px | gates | threads | share of the run, writing | processor time a pair |\n|---|---|---|---|---|"
-    for size in SIZES:
-        for name, gates in (("none", {}), ("four", four)):
-            sides: dict[int | None, list[tuple[float, float]]] = {workers: [] for workers in (None, *WORKERS)}
-            for _ in range(REPETITIONS):
-                for workers, measured in sides.items():
-                    measured.append(seconds(photos, size, dict(gates), workers))
-            for workers in WORKERS:
-                pairs = list(zip(sides[workers], sides[None], strict=True))
-                shares = [100 * (1 - without / wall) for (wall, _), (without, _) in pairs]
-                processor = [1e3 * (busy - without) / PHOTOS for (_, busy), (_, without) in pairs]
-                yield (
-                    f"| {size} | {name} | {workers} | {mean(shares):.1f} ± {stdev(shares):.1f} % | "
-                    f"{mean(processor):.0f} ± {stdev(processor):.0f} ms |"
-                )
+    seconds(photos, {}, WORKERS[0])  # the first imports and compiles
+    yield "| gates | threads | share of the run, writing | processor time a pair |\n|---|---|---|---|"
+    for name, gates in (("none", {}), ("four", four)):
+        sides: dict[int | None, list[tuple[float, float]]] = {workers: [] for workers in (None, *WORKERS)}
+        for _ in range(REPETITIONS):
+            for workers, measured in sides.items():
+                measured.append(seconds(photos, dict(gates), workers))
+        for workers in WORKERS:
+            pairs = list(zip(sides[workers], sides[None], strict=True))
+            shares = [100 * (1 - without / wall) for (wall, _), (without, _) in pairs]
+            processor = [1e3 * (busy - without) / PHOTOS for (_, busy), (_, without) in pairs]
+            yield (
+                f"| {name} | {workers} | {mean(shares):.1f} ± {stdev(shares):.1f} % | "
+                f"{mean(processor):.0f} ± {stdev(processor):.0f} ms |"
+            )
 
 
 def main(photos: Path, out: Path) -> None:
@@ -111,7 +110,7 @@ def main(photos: Path, out: Path) -> None:
     page = [
         "# Does writing hold up a teacher on a GPU?\n\n"
         "```bash\npython -m benchmarks.pair_writing --photos FOLDER --out benchmarks/pair_writing.md\n```\n",
-        f"{PHOTOS} crops of real photos, PNG, {SECONDS_AN_EDIT} s an edit from a stand-in that leaves the processor\n"
+        f"{PHOTOS} crops of real photos at {SIZE} px, PNG, {SECONDS_AN_EDIT} s an edit from a stand-in that leaves the processor\n"
         f"alone, {os.cpu_count()} cores, {REPETITIONS} repetitions with the sides in turn, mean ± standard deviation, "
         f"commit {commit()}.\nShare: what the run takes longer than the same run without a writer. Gates: alignment, "
         "structure,\nexposure, near-duplicates. The processor time must fit beside the teacher: cores x seconds an "

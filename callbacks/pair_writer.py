@@ -151,6 +151,8 @@ class PairWriter(BasePredictionWriter):
         if makers:
             listed = ", ".join(f"{maker} {count}" for maker, count in sorted(makers.items()))
             dropped = f"; {makers.total()} pairs are dropped ({listed}): see `pocketgan pairs inspect {self.root}`"
+        if writer.had_other_gates:
+            dropped += "; judged by this command's gates, which differ from those that the set had"
         line = (
             f"{len(writer.pairs) - self._pairs_before} pairs written to {self.root}, which now holds "
             f"{len(writer.pairs)} ({len(done)} photos, {len(concepts)} concepts); {len(skipped)} photos "

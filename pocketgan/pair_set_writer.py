@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pocketgan.files import explained_write_error, remove_temporaries, write_changed, write_whole
 from pocketgan.gates.gate import Gate
-from pocketgan.gates.judgement import judged, measured, pair_gates, refusal
+from pocketgan.gates.judgement import gates_document, judged, measured, pair_gates, refusal
 from pocketgan.images import to_image, to_tensor
 from pocketgan.pair_set import (
     FORMAT,
@@ -103,6 +103,7 @@ class PairSetWriter:
 
     Attributes:
         pairs: What is complete, by (concept, id).
+        had_other_gates: Whether the set was judged by other gates or limits than these before.
 
     Args:
         root: The pair set; made if it does not exist.
@@ -135,6 +136,7 @@ class PairSetWriter:
         self._rank = rank
         self._gates = dict(gates or {})
         self._earlier_gates: set[str] = set()
+        self.had_other_gates = False
         self._journal: BinaryIO | None = None
         self._lock = ExitStack()
         self._of_one_thread = Lock()
@@ -161,7 +163,9 @@ class PairSetWriter:
             write_changed(self.root / UNFINISHED_FILE_NAME, b"")
             self._merge_journals()
             if self._gates:
-                self._earlier_gates = set(set_gates(self.root))
+                earlier = set_gates(self.root)
+                self._earlier_gates = set(earlier)
+                self.had_other_gates = bool(earlier) and gates_document(earlier) != gates_document(self._gates)
                 replace_gates(self.root, read_pairs(self.root, include_dropped=True), self._gates)
                 if was_unfinished:
                     # should this run end before it closes the set, nothing would tell that its pairs are not judged

@@ -67,7 +67,11 @@ class PipelineTeacher(Teacher):
 def _described(part: Any) -> Any:
     """What a part's own files say of it: its configuration, or a tokenizer's vocabulary."""
     if isinstance(part, PreTrainedTokenizerBase):
-        return {"vocabulary": part.get_vocab(), "length": part.model_max_length, "padding": part.padding_side}
+        return {
+            "vocabulary": sorted(part.get_vocab().items()),
+            "length": part.model_max_length,
+            "padding": part.padding_side,
+        }
     tokenizer = getattr(part, "tokenizer", None)
     config = getattr(part, "config", part)
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config) if isinstance(config, Mapping) else None

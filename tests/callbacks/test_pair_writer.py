@@ -153,7 +153,10 @@ def test_gates_change_no_picture_and_pairs_are_judged_by_the_current_ones(tmp_pa
     assert "; 6 pairs are dropped (exposure 6): see `pocketgan pairs inspect" in capsys.readouterr().out
     assert "flat: a spread of" in read_pairs(root, include_dropped=True)[0].dropped
     synthesize(root, photos, gates=gates())
+    assert "judged by this command's gates, which differ from those that the set had" in capsys.readouterr().out
     assert content(root) == judged
+    synthesize(root, photos, gates=gates())
+    assert "differ" not in capsys.readouterr().out
     with pytest.raises(ValueError, match=r'gates: the set has \{"AlignmentGate".* this run none'):
         synthesize(root, photos)
 
