@@ -111,8 +111,8 @@ def main(photos: Path, out: Path) -> None:
         "# Does writing hold up a teacher on a GPU?\n\n"
         "```bash\npython -m benchmarks.pair_writing --photos FOLDER --out benchmarks/pair_writing.md\n```\n",
         f"{PHOTOS} crops of real photos at {SIZE} px, PNG, {SECONDS_AN_EDIT} s an edit from a stand-in that leaves the "
-        f"processor\nalone, {os.cpu_count()} cores, {REPETITIONS} repetitions with the sides in turn, median, least and "
-        f"most, commit {commit()}.\nShare: what the run takes longer than the same run without a writer. Gates: "
+        f"processor\nalone, {os.cpu_count()} cores, {REPETITIONS} repetitions with the sides in turn: median, least "
+        f"and most. Commit {commit()}.\nShare: what the run takes longer than the same run without a writer. Gates: "
         "alignment, structure,\nexposure, near-duplicates. The processor time must fit beside the teacher: cores x "
         "seconds an edit.\n",
     ]
