@@ -248,8 +248,6 @@ def run_function(function: Callable[..., None], args: list[str]) -> None:
 def _is_refusal(error: BaseException) -> bool:
     """Whether our own code raised an error: its message says it all, where others' need their traceback."""
     frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return False
     root = Path(__file__).parents[1]
     ours = [root / name for name in ("callbacks", "datamodules", "lightning_modules", "pocketgan")]
     return any(Path(frames[-1].filename).is_relative_to(folder) for folder in ours)
@@ -281,10 +279,8 @@ def main(args: list[str] | None = None) -> None:
         try:
             run_lightning(args)
         except (ValueError, TypeError, OSError, ImportError, MemoryError, RuntimeError) as error:
-            # jsonargparse wraps what a nested class refuses
-            refusal = next((each for each in (error, error.__cause__) if each is not None and _is_refusal(each)), None)
-            if args is None and refusal is not None:
-                raise SystemExit(f"pocketgan {command}: {refusal}") from error
+            if args is None and _is_refusal(error):
+                raise SystemExit(f"pocketgan {command}: {error}") from error
             raise
     elif command in COMMANDS:
         run_function(COMMANDS[command], words[1:])
