@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from pocketgan.files import write_whole
 from pocketgan.gates import AlignmentGate, ExposureGate, Gate, NearDuplicateGate, StructureGate
 from pocketgan.teachers import Teacher
 
-PHOTOS, REPETITIONS = 40, 5
+PHOTOS, REPETITIONS = 40, 3
 SIZE = 512
 SECONDS_AN_EDIT = 0.5
 WORKERS = (0, 2, 4)
@@ -99,8 +99,8 @@ def table(photos: Path) -> Iterator[str]:
             shares = [100 * (1 - without / wall) for (wall, _), (without, _) in pairs]
             processor = [1e3 * (busy - without) / PHOTOS for (_, busy), (_, without) in pairs]
             yield (
-                f"| {name} | {workers} | {median(shares):.1f} % ({min(shares):.1f} to {max(shares):.1f}) | "
-                f"{median(processor):.0f} ms ({min(processor):.0f} to {max(processor):.0f}) |"
+                f"| {name} | {workers} | {mean(shares):.1f} ± {stdev(shares):.1f} % | "
+                f"{mean(processor):.0f} ± {stdev(processor):.0f} ms |"
             )
 
 
@@ -111,8 +111,8 @@ def main(photos: Path, out: Path) -> None:
         "# Does writing hold up a teacher on a GPU?\n\n"
         "```bash\npython -m benchmarks.pair_writing --photos FOLDER --out benchmarks/pair_writing.md\n```\n",
         f"{PHOTOS} crops of real photos at {SIZE} px, PNG, {SECONDS_AN_EDIT} s an edit from a stand-in that leaves the "
-        f"processor\nalone, {os.cpu_count()} cores, {REPETITIONS} repetitions with the sides in turn: median, least "
-        f"and most. Commit {commit()}.\nShare: what the run takes longer than the same run without a writer. Gates: "
+        f"processor\nalone, {os.cpu_count()} cores, {REPETITIONS} repetitions with the sides in turn, mean ± standard "
+        f"deviation, commit {commit()}.\nShare: what the run takes longer than the same run without a writer. Gates: "
         "alignment, structure,\nexposure, near-duplicates. The processor time must fit beside the teacher: cores x "
         "seconds an edit.\n",
     ]
