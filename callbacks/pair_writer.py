@@ -71,10 +71,11 @@ class PairWriter(BasePredictionWriter):
         # Pairs are on disk once written; keeping them all would fill the memory.
         trainer.predict_loop.return_predictions = False
         settings = settings_of(trainer, module, datamodule, self.image_format)
-        self._writer, done = self._opened(trainer, settings, module.gates)
-        self._pairs_before = len(self._writer.pairs)
+        writer, done = self._opened(trainer, settings, module.gates)
+        self._writer = writer
+        self._pairs_before = len(writer.pairs)
         self._parent = os.getppid()
-        self._background = Background(self._write_one, self.workers)
+        self._background = Background(lambda pair: writer.write([pair]), self.workers)
         module.leave_out(done)
         datamodule.exclude({photo_id for photo_id, names in done.items() if names >= set(module.concepts)})
 
@@ -118,10 +119,6 @@ class PairWriter(BasePredictionWriter):
                 f"the process that started rank {trainer.global_rank} has ended; start the same command again, which "
                 "goes on where this one was"
             )
-
-    def _write_one(self, pair: EditedPhoto) -> None:
-        assert self._writer is not None, "setup opens it"
-        self._writer.write([pair])
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -71,7 +71,7 @@ class PairBatches(ImageClockData):
         set_hash: Name of the set's exact content, after ``setup``.
 
     Args:
-        root: The source, for messages.
+        root: The source.
         concepts: The concepts to use, or a file that names them; all if None.
         size: Side of the training pictures in pixels.
         crop_from: Side to which pictures are scaled before a random crop; no cropping if None.
@@ -80,7 +80,7 @@ class PairBatches(ImageClockData):
         split: Fractions of the photos for train, val and test.
         seed: Deals the split, the order and the augmentation.
         num_workers: Loader processes of a rank.
-        cache: Folder of what is computed once.
+        cache: Folder of what is computed once; ``default_cache`` if None.
         training_photos: A file that names the photos to train on; all of the training side if None.
 
     Raises:
@@ -91,24 +91,25 @@ class PairBatches(ImageClockData):
 
     def __init__(
         self,
-        root: Path | str,
-        concepts: list[str] | Path | None,
-        size: int,
-        crop_from: int | None,
-        flip: bool,
-        batch_size: int,
-        split: tuple[float, float, float],
-        seed: int,
-        num_workers: int,
-        cache: Path,
-        training_photos: Path | None,
+        root: str | Path,
+        concepts: list[str] | Path | None = None,
+        size: int = 256,
+        crop_from: int | None = None,
+        flip: bool = True,
+        batch_size: int = 8,
+        split: tuple[float, float, float] = (0.8, 0.1, 0.1),
+        seed: int = 0,
+        num_workers: int = 0,
+        cache: Path | None = None,
+        training_photos: Path | None = None,
     ) -> None:
         super().__init__()
         if min(split) < 0 or abs(sum(split) - 1) > 1e-6 or not split[0]:
             raise ValueError(f"split {split} must be three fractions that add up to 1, the first above 0")
         if crop_from is not None and crop_from < size:
             raise ValueError(f"crop_from {crop_from} is below size {size}; crops of {size} need at least as much")
-        self.source, self.cache = root, cache
+        self.root = root
+        self.cache = cache or self.default_cache()
         self.selected, self.training_photos = concepts, training_photos
         self.size, self.stored_size, self.flip = size, crop_from or size, flip
         self.batch_size, self.num_workers = batch_size, num_workers
@@ -118,7 +119,11 @@ class PairBatches(ImageClockData):
 
     def photo_name(self, pair: PairFile) -> str:
         """A photo's name in a selection file: its file relative to the root, with forward slashes."""
-        return pair.photo.relative_to(self.source).as_posix()
+        return pair.photo.relative_to(self.root).as_posix()
+
+    def default_cache(self) -> Path:
+        """The cache's folder where none is given."""
+        return Path(self.root) / ".cache"
 
     def places_of_splits(self, pairs: list[PairFile]) -> dict[Split, list[int]]:
         """Choose and deal a source's pairs: their places by split. ``prompts`` are those of the chosen concepts.
@@ -135,7 +140,7 @@ class PairBatches(ImageClockData):
         selected = read_selection(self.selected) if isinstance(self.selected, Path) else self.selected
         unknown = sorted(set(selected or ()) - set(known))
         if unknown:
-            raise ValueError(f"unknown concept {', '.join(unknown)}; {self.source} holds {', '.join(sorted(known))}")
+            raise ValueError(f"unknown concept {', '.join(unknown)}; {self.root} holds {', '.join(sorted(known))}")
         self.prompts = {name: known[name] for name in sorted(selected or known)}
         return {
             split: [
@@ -156,7 +161,7 @@ class PairBatches(ImageClockData):
         unknown = [name for name in names if name not in side_of]
         if unknown:
             raise ValueError(
-                f"{self.training_photos} names {_some(unknown)}, which {self.source} does not hold; choose from this "
+                f"{self.training_photos} names {_some(unknown)}, which {self.root} does not hold; choose from this "
                 "set with `pocketgan select photos`"
             )
         held_out = [f"{name} ({side_of[name]})" for name in names if side_of[name] != "train"]

@@ -71,35 +71,6 @@ class PairedImages(PairBatches):
         ValueError: A fraction or size makes no sense.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        concepts: list[str] | Path | None = None,
-        size: int = 256,
-        crop_from: int | None = None,
-        flip: bool = True,
-        batch_size: int = 8,
-        split: tuple[float, float, float] = (0.8, 0.1, 0.1),
-        seed: int = 0,
-        num_workers: int = 0,
-        cache: Path | None = None,
-        training_photos: Path | None = None,
-    ) -> None:
-        self.root = root
-        super().__init__(
-            root,
-            concepts,
-            size,
-            crop_from,
-            flip,
-            batch_size,
-            split,
-            seed,
-            num_workers,
-            cache or root / ".cache",
-            training_photos,
-        )
-
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """Read the set and open or build its cache.
 
@@ -118,22 +89,23 @@ class PairedImages(PairBatches):
             self.datasets[split] = MappedPairDataset(cache, [pairs[i] for i in chosen], [rows[i] for i in chosen])
 
     def _read(self) -> tuple[list[PairFile], str]:
-        if (self.root / MANIFEST_FILE_NAME).is_file():
-            pairs, digest = pairs_of_pair_set(self.root), set_hash(self.root)
-            if is_unfinished(self.root):
-                rank_zero_warn(f"the synthesis of {self.root} was broken off; `pocketgan predict` again makes the rest")
-        elif is_aligned_folder(self.root):
-            pairs = pairs_of_aligned_folder(self.root)
-            stats = [(str(pair.photo.relative_to(self.root)), pair.photo.stat()) for pair in pairs]
+        root = Path(self.root)
+        if (root / MANIFEST_FILE_NAME).is_file():
+            pairs, digest = pairs_of_pair_set(root), set_hash(root)
+            if is_unfinished(root):
+                rank_zero_warn(f"the synthesis of {root} was broken off; `pocketgan predict` again makes the rest")
+        elif is_aligned_folder(root):
+            pairs = pairs_of_aligned_folder(root)
+            stats = [(str(pair.photo.relative_to(root)), pair.photo.stat()) for pair in pairs]
             listing = json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
             digest = hashlib.sha256(listing.encode()).hexdigest()
         else:
             raise FileNotFoundError(
-                f"{self.root} holds neither a pair set (manifest.json) nor an aligned folder (train/); make a pair set "
+                f"{root} holds neither a pair set (manifest.json) nor an aligned folder (train/); make a pair set "
                 "with `pocketgan predict -c configs/synthesize/style_transfer.yaml`"
             )
         if not pairs:
-            raise ValueError(f"{self.root} holds no pairs; finish its synthesis with `pocketgan predict`")
+            raise ValueError(f"{root} holds no pairs; finish its synthesis with `pocketgan predict`")
         return pairs, digest
 
     def _build_cache(self, pairs: list[PairFile], digest: str) -> Path:
@@ -154,7 +126,7 @@ class PairedImages(PairBatches):
         photo: Image.Image | None
         for pair, (photo_row, edit_row) in track(
             list(zip(pairs, rows, strict=True)),
-            description=f"Decoding {self.root.name} at {self.stored_size} px",
+            description=f"Decoding {Path(self.root).name} at {self.stored_size} px",
         ):
             if pair.photo == pair.edit:
                 photo, edit = side_by_side(pair.photo)

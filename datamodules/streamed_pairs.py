@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
+from typing_extensions import override
 
 from datamodules.pair_batches import PairBatches, PairDataset, scaled_square
 from pocketgan.pair_chunks import PairChunks, is_address
@@ -72,38 +73,13 @@ class StreamedPairs(PairBatches):
         ValueError: A fraction or size makes no sense, or object storage is given without a cache.
     """
 
-    def __init__(
-        self,
-        root: str,
-        concepts: list[str] | Path | None = None,
-        size: int = 256,
-        crop_from: int | None = None,
-        flip: bool = True,
-        batch_size: int = 8,
-        split: tuple[float, float, float] = (0.8, 0.1, 0.1),
-        seed: int = 0,
-        num_workers: int = 0,
-        cache: Path | None = None,
-        training_photos: Path | None = None,
-    ) -> None:
-        if is_address(root) and cache is None:
+    @override
+    def default_cache(self) -> Path:
+        if is_address(str(self.root)):
             raise ValueError(
-                f"{root} is in object storage; give --data.cache a folder on a local disk with room for the chunks"
+                f"{self.root} is in object storage; give --data.cache a folder on a local disk with room for the chunks"
             )
-        self.root = root
-        super().__init__(
-            root,
-            concepts,
-            size,
-            crop_from,
-            flip,
-            batch_size,
-            split,
-            seed,
-            num_workers,
-            cache or Path(root) / ".cache",
-            training_photos,
-        )
+        return super().default_cache()
 
     def photo_name(self, pair: PairFile) -> str:
         """A photo's name in a selection file: that of the pair set."""
@@ -119,7 +95,7 @@ class StreamedPairs(PairBatches):
         """
         if self.datasets:
             return
-        chunks = PairChunks(self.root, self.cache)
+        chunks = PairChunks(str(self.root), self.cache)
         pairs = pair_files(chunks.conversion.pairs, Path())
         self.set_hash = chunks.conversion.hash
         for side, places in self.places_of_splits(pairs).items():
@@ -132,6 +108,6 @@ class StreamedPairs(PairBatches):
 
         litdata's client runs threads, which a fork would leave behind.
         """
-        if is_address(self.root) and self.num_workers:
+        if is_address(str(self.root)) and self.num_workers:
             options["multiprocessing_context"] = "spawn"
         return super().training_loader(dataset, **options)
