@@ -3,6 +3,8 @@
 from pocketgan.networks.discriminator import Discriminator
 from pocketgan.networks.e2gan_generator import E2GANGenerator
 from pocketgan.networks.generator import Generator
+from pocketgan.networks.image_discriminator import ImageDiscriminator
+from pocketgan.networks.latent_generator import LatentGenerator
 from pocketgan.networks.norm import BatchNorm, GroupNorm, InstanceNorm, Norm
 from pocketgan.networks.patch_discriminator import PatchDiscriminator
 
@@ -12,7 +14,9 @@ __all__ = [
     "E2GANGenerator",
     "Generator",
     "GroupNorm",
+    "ImageDiscriminator",
     "InstanceNorm",
+    "LatentGenerator",
     "Norm",
     "PatchDiscriminator",
 ]

@@ -47,12 +47,12 @@ class FoldedAttention(nn.Module):
     def __init__(self, attention: Attention, context: Tensor) -> None:
         super().__init__()
         size, head_size = attention.to_q.in_features, attention.head_size
-        heads, self.context_length = size // head_size, context.shape[1]
+        heads, self.context_length = attention.to_q.out_features // head_size, context.shape[1]
         key, value = (layer(context[0]).unflatten(-1, (heads, head_size)) for layer in (attention.to_k, attention.to_v))
         query_weight = attention.to_q.weight.unflatten(0, (heads, head_size))
         output_weight = attention.to_out.weight.unflatten(1, (heads, head_size))
         self.to_logits = nn.Linear(size, heads * self.context_length, bias=False)
-        self.to_out = nn.Linear(heads * self.context_length, size)
+        self.to_out = nn.Linear(heads * self.context_length, attention.to_out.out_features)
         with torch.no_grad():
             logits_weight = torch.einsum("lhd,hdc->hlc", key, query_weight) / head_size**0.5
             self.to_logits.weight.copy_(logits_weight.flatten(0, 1))

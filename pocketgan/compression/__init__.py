@@ -1,0 +1,1 @@
+"""Narrower, sparser, faster versions of trained networks."""
