@@ -2,6 +2,7 @@
 
 from callbacks.adapter_writer import AdapterWriter
 from callbacks.clip_score_early_stopping import ClipScoreEarlyStopping
+from callbacks.compression_table import CompressionTable
 from callbacks.diffusion_adapter_writer import DiffusionAdapterWriter
 from callbacks.image_budget import ImageBudget
 from callbacks.loss_tracking_early_stopping import LossTrackingEarlyStopping
@@ -16,6 +17,7 @@ from callbacks.run_folder import MetricsCSV, SaveRunConfig
 __all__ = [
     "AdapterWriter",
     "ClipScoreEarlyStopping",
+    "CompressionTable",
     "DiffusionAdapterWriter",
     "ImageBudget",
     "LossTrackingEarlyStopping",

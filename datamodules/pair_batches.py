@@ -236,14 +236,18 @@ class PairBatches(ImageClockData):
             augmented.append(floats.div_(127.5).sub_(1).permute(0, 3, 1, 2))
         return tuple(augmented)
 
-    def edits(self, split: Split, batch_size: int = 16) -> Iterator[tuple[Tensor, list[str]]]:
-        """The teacher's edits of a split: batches (B, 3, size, size) in [-1, 1] with their concepts."""
-        dataset = self.datasets[split]
+    def batches(self, split: Split, batch_size: int = 16) -> Iterator[dict[str, Any]]:
+        """All pairs of a split in order, as validation sees them, on the CPU."""
         loader: DataLoader[dict[str, Any]] = DataLoader(
-            dataset, batch_size, collate_fn=as_it_is, generator=torch.Generator()
+            self.datasets[split], batch_size, collate_fn=as_it_is, generator=torch.Generator()
         )
         for batch in loader:
-            yield self._to_float(batch["edit"]), batch["concept"]
+            yield {**batch, "photo": self._to_float(batch["photo"]), "edit": self._to_float(batch["edit"])}
+
+    def edits(self, split: Split, batch_size: int = 16) -> Iterator[tuple[Tensor, list[str]]]:
+        """The teacher's edits of a split: batches (B, 3, size, size) in [-1, 1] with their concepts."""
+        for batch in self.batches(split, batch_size):
+            yield batch["edit"], batch["concept"]
 
     def photos(self, split: Split, batch_size: int = 16) -> Iterator[tuple[Tensor, list[str]]]:
         """Each photo of a split once: batches (B, 3, size, size) in [-1, 1] with their names (``photo_name``)."""

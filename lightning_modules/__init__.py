@@ -1,6 +1,7 @@
 """Training recipes, one file each."""
 
 from lightning_modules.base_gan import BaseGAN
+from lightning_modules.channel_condensation import ChannelCondensation
 from lightning_modules.diffusion_adaptation import DiffusionAdaptation
 from lightning_modules.diffusion_training import DiffusionTraining
 from lightning_modules.full_fine_tuning import FullFineTuning
@@ -12,6 +13,7 @@ from lightning_modules.run import load_base, load_concepts, load_run, trained_da
 
 __all__ = [
     "BaseGAN",
+    "ChannelCondensation",
     "DiffusionAdaptation",
     "DiffusionTraining",
     "FullFineTuning",

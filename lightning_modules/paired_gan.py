@@ -130,10 +130,16 @@ class PairedGAN(LightningModule):
     def configure_optimizers(self) -> list[Optimizer]:
         """One optimizer for the generator with its text encoder, one for the discriminator."""
         learned = [*self.generator.parameters(), *self.text_encoder.parameters()]
-        optimizers = [
-            self.generator_optimizer([parameter for parameter in learned if parameter.requires_grad]),
-            self.discriminator_optimizer(self.discriminator.parameters()),
-        ]
+        return self.with_initial_rates(
+            [
+                self.generator_optimizer([parameter for parameter in learned if parameter.requires_grad]),
+                self.discriminator_optimizer(self.discriminator.parameters()),
+            ]
+        )
+
+    @staticmethod
+    def with_initial_rates(optimizers: list[Optimizer]) -> list[Optimizer]:
+        """Note the learning rates that a decay is a share of."""
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
@@ -153,7 +159,10 @@ class PairedGAN(LightningModule):
             fake = self.generator(photo, self.prompt_tokens(batch))
             adversarial = self.adversarial_loss.generator(self.discriminator(photo, fake))
             reconstruction = self.reconstruction_loss(fake, edit)
-            self.manual_backward(self.adversarial_weight * adversarial + self.reconstruction_weight * reconstruction)
+            loss = self.adversarial_weight * adversarial + self.reconstruction_weight * reconstruction
+            for term, weight in (further := self.further_generator_losses(batch, fake)).values():
+                loss = loss + weight * term
+            self.manual_backward(loss)
             generator_optimizer.step()
             generator_optimizer.zero_grad()
 
@@ -174,9 +183,19 @@ class PairedGAN(LightningModule):
                 "train/reconstruction": reconstruction,
                 "train/adversarial": adversarial,
                 "train/discriminator": discriminator,
+                **{f"train/{name}": term for name, (term, _) in further.items()},
             }
         )
         self.log("images", float(self.images_seen))
+
+    def further_generator_losses(self, batch: dict[str, Any], fake: Tensor) -> dict[str, tuple[Tensor, float]]:  # noqa: ARG002
+        """What else the generator minimises in this step: scalar and weight by name; a recipe may add terms."""
+        return {}
+
+    @property
+    def images_averaged(self) -> int:
+        """Images since the moving average began, for its ramp-up."""
+        return self.images_seen
 
     def _decay_learning_rate(self, *optimizers: Any) -> None:
         if self.learning_rate_decay is not None:
@@ -203,7 +222,7 @@ class PairedGAN(LightningModule):
                     current.append(parameter)
             for buffer, buffer_ema in zip(network.buffers(), network_ema.buffers(), strict=True):
                 buffer_ema.copy_(buffer)
-        self.moving_average.update(averaged, current, batch_images, self.images_seen + batch_images)
+        self.moving_average.update(averaged, current, batch_images, self.images_averaged + batch_images)
 
     def forward(self, photo: Tensor, concepts: list[str]) -> Tensor:
         """Edit photos with the averaged generator.

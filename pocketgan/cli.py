@@ -98,6 +98,7 @@ def run_lightning(args: list[str] | None) -> None:
     # short class names in YAMLs are found among imported classes
     import datamodules  # noqa: F401
     import lightning_modules  # noqa: F401
+    import pocketgan.compression
     import pocketgan.gates
     import pocketgan.networks
     import pocketgan.teachers  # noqa: F401

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 RANKS_FILE, TRACE_FILE = "ranks.yaml", "rank_search.json"  # of a rank search
+COMPRESSION_FILE = "compression.json"  # of a condensation
 
 
 def last_figures(run: Path, stage: str) -> dict[str, float]:

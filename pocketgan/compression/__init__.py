@@ -1,1 +1,28 @@
 """Narrower, sparser, faster versions of trained networks."""
+
+from pocketgan.compression.channel_graph import ChannelGraph, ChannelGroup, Kept
+from pocketgan.compression.cost import LatencyTarget, layer_macs, macs_per_unit, parameter_count
+from pocketgan.compression.effective_scale import ConcentrationLoss, effective_scales, make_norms_affine
+from pocketgan.compression.folding import pruned_with_constants
+from pocketgan.compression.kept_share import KeptShare
+from pocketgan.compression.latency_budget import LatencyBudget
+from pocketgan.compression.pruning_rule import PruningRule
+from pocketgan.compression.quality_budget import QualityBudget
+
+__all__ = [
+    "ChannelGraph",
+    "ChannelGroup",
+    "ConcentrationLoss",
+    "Kept",
+    "KeptShare",
+    "LatencyBudget",
+    "LatencyTarget",
+    "PruningRule",
+    "QualityBudget",
+    "effective_scales",
+    "layer_macs",
+    "macs_per_unit",
+    "make_norms_affine",
+    "parameter_count",
+    "pruned_with_constants",
+]

@@ -16,7 +16,7 @@ class Norm(ABC):
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
-    """torch's instance norm without parameters, (B, C, H, W) to the same, by the kernel of group norm.
+    """torch's instance norm without running statistics, (B, C, H, W) to the same, by the kernel of group norm.
 
     One group a channel is the same mathematics, and faster on the CPU in float32, since torch's own instance norm goes
     through batch norm on a reshaped map. Exporters see torch's own.
@@ -26,7 +26,7 @@ class InstanceNorm2d(nn.InstanceNorm2d):
         """Normalise."""
         if torch.compiler.is_exporting() or features.shape[2:].numel() == 1:  # torch refuses a single pixel
             return super().forward(features)
-        return F.group_norm(features, self.num_features, eps=self.eps)
+        return F.group_norm(features, self.num_features, self.weight, self.bias, self.eps)
 
 
 class InstanceNorm(Norm):

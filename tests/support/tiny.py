@@ -91,6 +91,22 @@ def fit_adapter(pairs: Path, base: Path, run: Path, *arguments: str) -> Path:
     return run
 
 
+def fit_condensed(pairs: Path, base: Path, run: Path, *arguments: str) -> Path:
+    """Condense and prune the tiny adapter through the command line."""
+    main(
+        [
+            "fit",
+            f"-c={TINY_CONFIGS / 'channel_condensation' / 'latency_budget.yaml'}",
+            f"--data.root={pairs}",
+            "--data.concepts=[sepia]",
+            f"--model.base={base}",
+            f"--trainer.default_root_dir={run}",
+            *arguments,
+        ]
+    )
+    return run
+
+
 def config_of(run: Path) -> dict[str, Any]:
     """A run's config.yaml."""
     config: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())

@@ -1,0 +1,65 @@
+"""What a compression bought, as a table and a file."""
+
+import json
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich import get_console
+from rich.table import Table
+
+from callbacks.trainer_state import write_into_run
+from lightning_modules import ChannelCondensation
+from pocketgan.run_folder import COMPRESSION_FILE
+
+
+class CompressionTable(Callback):
+    """Prints widths, parameters, operations, milliseconds and validation L1 before and after, at the end of a ``fit``.
+
+    The same goes to ``RUN/compression.json``, with a row for each stage or notch on the way.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Look at the module before anything is trained.
+
+        Raises:
+            TypeError: The run trains another module.
+        """
+        if not isinstance(pl_module, ChannelCondensation):
+            raise TypeError(
+                f"CompressionTable serves ChannelCondensation, this run trains a {type(pl_module).__name__}"
+            )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure on every rank, write and print on the first."""
+        assert isinstance(pl_module, ChannelCondensation)
+        before, after = pl_module.before, pl_module.figures()
+        if not trainer.is_global_zero:
+            return
+        found = {"before": before, "after": after, "trace": pl_module.trace, "kept": pl_module.kept}
+        write_into_run(trainer, COMPRESSION_FILE, json.dumps(found, indent=2))
+        get_console().print(compression_table(before, after, pl_module.target.size))
+
+
+def compression_table(before: dict[str, Any], after: dict[str, Any], size: int) -> Table:
+    """Figures of two networks side by side; layers of equal width are left out.
+
+    Args:
+        before: Of ``ChannelCondensation.figures``.
+        after: Likewise.
+        size: Side in pixels that operations and milliseconds are of.
+    """
+    table = Table("", "before", "after", "after / before")
+    for name, width in before["widths"].items():
+        if after["widths"][name] != width:
+            table.add_row(
+                f"width of {name}", str(width), str(after["widths"][name]), f"{after['widths'][name] / width:.2f}"
+            )
+    for name, label, scale, digits in (
+        ("parameters", "parameters", 1, 0),
+        ("macs", f"MMACs at {size} px", 1e6, 1),
+        ("latency_ms", f"ms at {size} px, median", 1, 1),
+        ("val_loss", "validation L1", 1, 4),
+    ):
+        one, other = before[name] / scale, after[name] / scale
+        table.add_row(label, f"{one:,.{digits}f}", f"{other:,.{digits}f}", f"{other / one:.2f}")
+    return table

@@ -1,0 +1,465 @@
+"""A trained generator made narrower to a budget: condense, prune, fine-tune by the condensed network."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.nn.functional import l1_loss
+from torch.optim import Optimizer
+
+from lightning_modules.paired_gan import PairedGAN
+from lightning_modules.run import load_run
+from pocketgan.adapters import merge
+from pocketgan.compression import (
+    ChannelGraph,
+    ConcentrationLoss,
+    Kept,
+    LatencyTarget,
+    PruningRule,
+    QualityBudget,
+    effective_scales,
+    layer_macs,
+    macs_per_unit,
+    make_norms_affine,
+    parameter_count,
+    pruned_with_constants,
+)
+from pocketgan.networks import Generator
+
+CONSTANT_PHOTOS = 64  # on which the constants of removed channels are measured
+
+
+class ChannelCondensation(PairedGAN):
+    """Condenses a trained generator's channels, prunes it to a budget and fine-tunes it with itself as the teacher.
+
+    ALAP-AE (Shah and Baraj, arXiv 2203.10363) in three stages of one ``fit``, counted in images:
+
+    1. *Condense*, until ``condense_images``: the task's losses and a term that gathers each layer's effective scale on
+       few channels (``ConcentrationLoss``, our substitute for a regulariser that is not known in full).
+    2. *Prune*: ``pruning`` chooses what stays, by scale and by what the device measures; the network becomes physically
+       narrower, removed channels' constants move into the next biases.
+    3. *Fine-tune*, until the budget: the task's losses, and L1 to the condensed network's edits and to its features
+       after each norm, of the kept channels.
+
+    A checkpoint of any stage can be resumed. An adapter is merged into its base first. Text encoder and tokens stay as
+    they are.
+
+    Args:
+        base: Run folder of a base or an adapter.
+        pruning: How far to prune.
+        condense_images: Images of the first stage; 0 prunes at once.
+        target: The device that milliseconds are measured for; its ``size`` is that of use, not of training.
+        concentration_weight: Factor on the concentration term.
+        cost: What the layers' terms are weighted by: operations of a unit at the target's size, milliseconds that a
+            unit saves on the target, or nothing.
+        scale_learning_rate_factor: The norms' factors learn this much faster while condensing; Adam bounds how far they
+            get otherwise.
+        teacher: The condensed network, as in the paper; the one before it was condensed; or none.
+        max_teacher_loss: A condensed network whose validation L1 is worse than its base's by more than this share is
+            refused as the teacher.
+        teacher_image_weight: Factor on the L1 between student's and teacher's edits.
+        teacher_feature_weight: Factor on the L1 between their features, mean over norms.
+        ema_halflife_images: Images after which a weight counts half in the moving average.
+        **options: Of ``PairedGAN``.
+
+    Attributes:
+        kept: Units that stay, by channel group of the base's generator; None before the pruning.
+
+    Raises:
+        FileNotFoundError: There is no such base.
+        ValueError: A number makes no sense, or the base's network has an operation that the dependency graph cannot
+            follow.
+    """
+
+    def __init__(
+        self,
+        base: Path,
+        pruning: PruningRule,
+        condense_images: int,
+        target: LatencyTarget | None = None,
+        concentration_weight: float = 5.0,
+        cost: Literal["macs", "milliseconds"] | None = "macs",
+        scale_learning_rate_factor: float = 10.0,
+        teacher: Literal["condensed", "base"] | None = "condensed",
+        max_teacher_loss: float = 0.05,
+        teacher_image_weight: float = 10.0,
+        teacher_feature_weight: float = 1.0,
+        ema_halflife_images: float = 1_000.0,
+        **options: Any,
+    ) -> None:
+        if condense_images < 0:
+            raise ValueError(f"condense_images is {condense_images}; give 0 or more")
+        trained = load_run(base)
+        super().__init__(
+            generator=make_norms_affine(merge(trained.generator_ema)).requires_grad_(True),  # type: ignore[arg-type]
+            discriminator=trained.discriminator.requires_grad_(True),
+            text_encoder=trained.text_encoder_ema.requires_grad_(False),
+            ema_halflife_images=ema_halflife_images,
+            **options,
+        )
+        self.generator.train()
+        self.discriminator.train()
+        self.base, self.base_prompts = base, trained.prompts
+        self.pruning, self.condense_images, self.cost = pruning, condense_images, cost
+        self.target = target or LatencyTarget()
+        self.generator.check_size(self.target.size, self.target.size)
+        self.concentration_weight, self.scale_learning_rate_factor = concentration_weight, scale_learning_rate_factor
+        self.teacher_source, self.max_teacher_loss = teacher, max_teacher_loss
+        self.teacher_image_weight, self.teacher_feature_weight = teacher_image_weight, teacher_feature_weight
+        self.teacher: nn.Module | None = None
+        self.kept: Kept | None = None
+        self.base_loss: float | None = None
+        self.before: dict[str, Any] = {}
+        self.trace: list[dict[str, float]] = []
+        self.notch_begun_images = 0
+        self.last_good: dict[str, Any] | None = None  # of a quality budget: kept units and weights
+        self.is_settled = False
+        self._graph = self._graph_of(self.generator)
+        # what the graph misreads shows at once, not after the first stage
+        self._graph.pruned({name: list(range(max(group.units - 1, 1))) for name, group in self._graph.groups.items()})
+        self._costs: dict[str, float] | None = None
+        if cost == "macs":
+            self._costs = macs_per_unit(self._graph, self._example_inputs(self.target.size))
+
+    def _example_inputs(self, size: int) -> tuple[Tensor, Tensor]:
+        concept, prompt = next(iter(self.base_prompts.items()))
+        device = next(self.parameters()).device
+        tokens = self.text_encoder_ema([concept], [prompt]).detach().to(device)
+        return torch.zeros(1, 3, size, size, device=device), tokens
+
+    def _graph_of(self, generator: nn.Module) -> ChannelGraph:
+        return ChannelGraph(generator, self._example_inputs(4 * self.generator.size_divisor))
+
+    def _macs(self, generator: nn.Module) -> int:
+        return layer_macs(generator, self._example_inputs(self.target.size))[""]
+
+    def add_concepts(self, prompts: dict[str, str]) -> None:
+        """Take the concepts of the base; it learns no others here.
+
+        Raises:
+            ValueError: The base does not know a concept.
+        """
+        unknown = sorted(set(prompts) - set(self.base_prompts))
+        if unknown:
+            raise ValueError(
+                f"the base does not know {', '.join(unknown)}, only {', '.join(sorted(self.base_prompts))}; compress a "
+                "run that was trained on it, or name others with data.concepts"
+            )
+        super().add_concepts(prompts)
+        self.text_encoder.requires_grad_(False)
+
+    @property
+    def is_condensing(self) -> bool:
+        """Whether the network is still whole."""
+        return self.kept is None
+
+    @property
+    def images_averaged(self) -> int:
+        """Images since the moving average began: with each narrower network it begins anew."""
+        return self.images_seen - self.notch_begun_images
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        """As ``PairedGAN``; while condensing, the norms' factors have a learning rate of their own."""
+        if not self.is_condensing:
+            return super().configure_optimizers()
+        factors = {
+            f"{member.layer}.weight" for group in self._graph.groups.values() for member in group.of_role("normalises")
+        }
+        named = dict(self.generator.named_parameters())
+        fast = [named[name] for name in named if name in factors]
+        slow = [named[name] for name in named if name not in factors]
+        generator_optimizer = self.generator_optimizer([{"params": slow}, {"params": fast}])
+        generator_optimizer.param_groups[1]["lr"] *= self.scale_learning_rate_factor
+        return self.with_initial_rates(
+            [generator_optimizer, self.discriminator_optimizer(self.discriminator.parameters())]
+        )
+
+    def on_train_start(self) -> None:
+        """Measure the network as it comes; a first stage of no images ends here."""
+        if self.base_loss is None:
+            self.base_loss = self.validation_loss()
+            self.before = self.figures()
+        if self.cost == "milliseconds" and self._costs is None and self.is_condensing:
+            self._costs = self.trainer.strategy.broadcast(self._milliseconds_per_unit())
+        if self.is_condensing and self.images_seen >= self.condense_images:
+            self.hand_over()
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> None:
+        """The paired step, with the stage's own terms in the generator's loss."""
+        if self.teacher is None:
+            super().training_step(batch, batch_index)
+            return
+        with _outputs(self.generator, self._norms()) as self._features:
+            super().training_step(batch, batch_index)
+
+    def further_generator_losses(self, batch: dict[str, Any], fake: Tensor) -> dict[str, tuple[Tensor, float]]:
+        """Concentration in the first stage, the teacher's terms in the last."""
+        if self.is_condensing:
+            concentration = ConcentrationLoss(self._costs)(effective_scales(self.generator, self._graph))
+            return {"concentration": (concentration, self.concentration_weight)}
+        if self.teacher is None:
+            return {}
+        with torch.no_grad(), _outputs(self.teacher, self._norms()) as expected:
+            edits = self.teacher(batch["photo"], self.prompt_tokens(batch))
+        places = self._kept_places()
+        distances = [
+            l1_loss(self._features[name], expected[name][:, places[name].to(fake.device)]) for name in expected
+        ]
+        return {
+            "teacher_image": (l1_loss(fake, edits), self.teacher_image_weight),
+            "teacher_feature": (torch.stack(distances).mean(), self.teacher_feature_weight),
+        }
+
+    def _norms(self) -> list[str]:
+        return [member.layer for group in self._graph.groups.values() for member in group.of_role("normalises")]
+
+    def _kept_places(self) -> dict[str, Tensor]:
+        """Channels of the whole network that each norm still has."""
+        assert self.kept is not None
+        return {
+            member.layer: member.places[torch.isin(member.units, torch.tensor(self.kept[name]))].sort().values
+            for name, group in self._graph.groups.items()
+            for member in group.of_role("normalises")
+        }
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Go on to the next stage or notch where its images are seen."""
+        if self.is_condensing:
+            if self.images_seen >= self.condense_images:
+                self.hand_over()
+        elif (
+            isinstance(self.pruning, QualityBudget)
+            and not self.is_settled
+            and self.images_seen - self.notch_begun_images >= self.pruning.notch_images
+        ):
+            self._judge_notch(self.pruning)
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        """Mean reconstruction of the averaged generator over the validation split, the same on every rank."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        total, count = 0.0, 0
+        for batch in data.batches("val"):
+            on_device = {**batch, "photo": batch["photo"].to(self.device), "edit": batch["edit"].to(self.device)}
+            total += float(self.deterministic_objective(on_device)) * len(batch["photo"])
+            count += len(batch["photo"])
+        if not count:
+            raise ValueError("the val split is empty, on which networks are compared; give it a fraction in data.split")
+        return total / count
+
+    def hand_over(self) -> None:
+        """End the first stage: judge the condensed network, prune it, make it the teacher of what is left.
+
+        Raises:
+            ValueError: The condensed network is too far behind its base to be a teacher, or no network meets the
+                budget.
+        """
+        assert self.base_loss is not None
+        loss = self.validation_loss()
+        self._note(loss)
+        worse = loss / self.base_loss - 1
+        if self.teacher_source == "condensed" and worse > self.max_teacher_loss:
+            raise ValueError(
+                f"the condensed network's validation L1 is {loss:.4f}, {worse:.1%} worse than its base's "
+                f"{self.base_loss:.4f}; as the teacher at most {self.max_teacher_loss:.1%} is accepted. Lower "
+                "concentration_weight, condense for more images, or set teacher to base"
+            )
+        if self.teacher_source == "condensed":
+            self.teacher = copy.deepcopy(self.generator_ema)
+        elif self.teacher_source == "base":
+            self.teacher = self._whole_generator()
+        self._narrow(self._chosen())
+
+    def _whole_generator(self) -> nn.Module:
+        return make_norms_affine(merge(load_run(self.base).generator_ema)).to(self.device).eval().requires_grad_(False)
+
+    def _chosen(self) -> Kept:
+        """Units of the present network that the rule keeps; decided on rank 0, which alone measures."""
+        graph = self._graph_of(self.generator_ema)
+        kept: Kept = {}
+        error = ""
+        if self.trainer.is_global_zero:
+            with torch.no_grad():
+                scales = {name: scale.cpu() for name, scale in effective_scales(self.generator_ema, graph).items()}
+            try:
+                kept = self.pruning.choose(
+                    scales,
+                    graph.groups,
+                    lambda kept: self._latency_ms(graph.pruned(kept)),
+                    lambda kept: self._macs(graph.pruned(kept)),
+                )
+            except ValueError as refusal:
+                error = str(refusal)
+        kept, error = self.trainer.strategy.broadcast((kept, error))
+        if error:
+            raise ValueError(error)
+        return kept
+
+    def _deployed(self, generator: nn.Module) -> nn.Module:
+        _, tokens = self._example_inputs(self.generator.size_divisor)
+        return cast(Generator, copy.deepcopy(generator)).fold_prompt(tokens).eval().requires_grad_(False)
+
+    def _latency_ms(self, generator: nn.Module) -> float:
+        measured = self.target.measure([self._deployed(generator)], self.generator.size_divisor)
+        return measured[0].median_ms
+
+    def _milliseconds_per_unit(self) -> dict[str, float]:
+        """What a unit of each group takes on the target: the whole network less one whose group is at its narrowest."""
+        if not self.trainer.is_global_zero:
+            return {}
+        groups = self._graph.groups
+        narrowed = {name: self.pruning.strongest(torch.ones(group.units), group, 1) for name, group in groups.items()}
+        networks = [self.generator_ema, *(self._graph.pruned({name: units}) for name, units in narrowed.items())]
+        whole, *others = self.target.measure(map(self._deployed, networks), self.generator.size_divisor)
+        costs = {}
+        for (name, units), other in zip(narrowed.items(), others, strict=True):
+            removed = max(groups[name].units - len(units), 1)
+            costs[name] = (whole.median_ms - other.median_ms) / removed
+        positive = [cost for cost in costs.values() if cost > 0]
+        if not positive:
+            raise ValueError("no layer's width moves the target's milliseconds; set cost to macs")
+        # a saving below what the clock can tell counts as the least that it could
+        return {name: max(cost, min(positive)) for name, cost in costs.items()}
+
+    def _narrow(self, kept: Kept) -> None:
+        """Go on with a narrower network, with fresh averages and a fresh optimizer."""
+        graph = self._graph_of(self.generator_ema)
+        narrowed = pruned_with_constants(graph, kept, self._constant_batches())
+        composed = (
+            {name: [self.kept[name][unit] for unit in units] for name, units in kept.items()} if self.kept else kept
+        )
+        self._put(composed, narrowed)
+        self._note(self.validation_loss())
+        self._restart_optimization()
+
+    def _note(self, loss: float) -> None:
+        share = self._macs(self.generator_ema) / self.before["macs"]
+        self.trace.append({"images": self.images_seen, "share_of_macs": share, "val_loss": loss})
+
+    def _put(self, kept: Kept, generator: nn.Module) -> None:
+        self.kept, self.notch_begun_images = kept, self.images_seen
+        self.generator_ema = cast(Generator, generator).eval().requires_grad_(False)
+        self.generator = copy.deepcopy(self.generator_ema).train().requires_grad_(True)
+        self.lay_out()
+
+    def _constant_batches(self) -> Iterator[tuple[Tensor, ...]]:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        seen = 0
+        for batch in data.batches("train"):
+            yield batch["photo"].to(self.device), self.prompt_tokens(batch)
+            seen += len(batch["photo"])
+            if seen >= CONSTANT_PHOTOS:
+                return
+
+    def _restart_optimization(self) -> None:
+        """Hand the new generator to wrapper and optimizers; the discriminator's optimizer goes on as it was."""
+        strategy = self.trainer.strategy
+        discriminator_state = strategy.optimizers[1].state_dict()
+        if isinstance(strategy, DDPStrategy):
+            strategy.model = self
+            strategy.configure_ddp()
+        strategy.setup_optimizers(self.trainer)
+        strategy.optimizers[1].load_state_dict(discriminator_state)
+
+    def _judge_notch(self, pruning: QualityBudget) -> None:
+        """Shrink on where the metric allows it, step back where it does not."""
+        assert self.base_loss is not None
+        assert self.kept is not None
+        loss = self.validation_loss()
+        self._note(loss)
+        if loss <= (1 + pruning.max_quality_loss) * self.base_loss:
+            self.last_good = {"kept": self.kept, "state": copy.deepcopy(self.generator_ema.state_dict())}
+            kept = self._chosen()
+            if all(len(kept[name]) == len(units) for name, units in self.kept.items()):
+                self.is_settled = True
+            else:
+                self._narrow(kept)
+            return
+        self.is_settled = True
+        whole = self._whole_generator()
+        if self.last_good is None:
+            rank_zero_warn(
+                f"the first notch passes max_quality_loss {pruning.max_quality_loss:g} already: the network stays "
+                "whole; a shrink_factor nearer to 1 or more notch_images may find a narrower one"
+            )
+            kept, state = {name: list(range(group.units)) for name, group in self._graph.groups.items()}, None
+            if self.teacher is not None:
+                whole = copy.deepcopy(self.teacher)
+        else:
+            kept, state = self.last_good["kept"], self.last_good["state"]
+        generator = self._graph_of(whole).pruned(kept)
+        if state is not None:
+            generator.load_state_dict(state)
+        self._put(kept, generator)
+        self._restart_optimization()
+
+    def figures(self) -> dict[str, Any]:
+        """The averaged network's ``widths`` by layer, ``parameters``, ``macs``, ``latency_ms`` and ``val_loss``.
+
+        Parameters are the device's network's, with the prompt folded in; operations and milliseconds, measured on
+        rank 0, are at the target's size.
+        """
+        latency = self._latency_ms(self.generator_ema) if self.trainer.is_global_zero else 0.0
+        return {
+            "widths": {
+                name: len(layer.weight)
+                for name, layer in self.generator_ema.named_modules()
+                if isinstance(layer, nn.Conv2d | nn.Linear)
+            },
+            "parameters": parameter_count(self._deployed(self.generator_ema)),
+            "macs": self._macs(self.generator_ema),
+            "latency_ms": self.trainer.strategy.broadcast(latency),
+            "val_loss": self.validation_loss(),
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store stage and widths, too."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["condensation"] = {name: getattr(self, name) for name in _STATE}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take stage and widths back before the weights.
+
+        Raises:
+            ValueError: The checkpoint is of another recipe or architecture.
+        """
+        if "condensation" not in checkpoint:
+            raise ValueError("the checkpoint is not of a ChannelCondensation; give one of this recipe")
+        images_seen = checkpoint.get("images_seen", 0)
+        state = checkpoint["condensation"]
+        if state["kept"] is not None:
+            self.images_seen = images_seen
+            if any(name.startswith("teacher.") for name in checkpoint["state_dict"]):
+                self.teacher = copy.deepcopy(self.generator_ema)
+            self._put(state["kept"], self._graph.pruned(state["kept"]))
+        for name in _STATE:
+            setattr(self, name, state[name])
+        super().on_load_checkpoint(checkpoint)
+
+
+_STATE = ("kept", "base_loss", "before", "trace", "notch_begun_images", "last_good", "is_settled", "_costs")
+
+
+@contextmanager
+def _outputs(network: nn.Module, layers: list[str]) -> Iterator[dict[str, Tensor]]:
+    """Outputs of some layers while the context is open, by name."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+            found[name] = output
+
+        return hook
+
+    hooks = [network.get_submodule(name).register_forward_hook(keep(name)) for name in layers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,71 @@
+"""As wide as the device's milliseconds allow."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from pocketgan.compression.channel_graph import ChannelGroup, Kept
+from pocketgan.compression.pruning_rule import PruningRule, thresholds
+
+
+class LatencyBudget(PruningRule):
+    """The smallest threshold on effective scales whose network meets a latency, found by bisection.
+
+    A unit goes if its scale is below the threshold times the largest of its layer, so that no layer dies. Every
+    candidate is built, exported and timed: operations do not tell milliseconds.
+
+    Args:
+        budget_ms: Largest median latency in milliseconds; 33 is 30 frames a second.
+        multiple: Kept widths are multiples of this many channels.
+
+    Attributes:
+        measured: (threshold, median milliseconds) of each candidate that was timed, in that order.
+
+    Raises:
+        ValueError: The budget is not above 0.
+    """
+
+    def __init__(self, budget_ms: float, multiple: int = 8) -> None:
+        super().__init__(multiple)
+        if not budget_ms > 0:
+            raise ValueError(f"budget_ms is {budget_ms}; give milliseconds above 0")
+        self.budget_ms = budget_ms
+        self.measured: list[tuple[float, float]] = []
+
+    def choose(
+        self,
+        scales: dict[str, Tensor],
+        groups: dict[str, ChannelGroup],
+        latency_ms: Callable[[Kept], float],
+        macs: Callable[[Kept], int],  # noqa: ARG002
+    ) -> Kept:
+        """Choose units; see ``PruningRule.choose``.
+
+        Raises:
+            ValueError: Even the narrowest network is slower than the budget, or a scale is not finite.
+        """
+        steps = thresholds(scales)
+        known: dict[tuple[int, ...], float] = {}
+
+        def fits(place: int) -> bool:
+            kept = self.above(scales, groups, steps[place])
+            widths = tuple(len(units) for units in kept.values())  # milliseconds do not depend on which units
+            if widths not in known:
+                known[widths] = latency_ms(kept)
+                self.measured.append((steps[place], known[widths]))
+            return known[widths] <= self.budget_ms
+
+        too_slow, fast_enough = -1, len(steps) - 1
+        if not fits(fast_enough):
+            raise ValueError(
+                f"the narrowest network that is allowed takes {self.measured[-1][1]:.1f} ms, the budget is "
+                f"{self.budget_ms:g} ms; give a larger budget_ms, a smaller multiple than {self.multiple}, or a "
+                "smaller target.size"
+            )
+        while fast_enough - too_slow > 1:
+            middle = (too_slow + fast_enough) // 2
+            if fits(middle):
+                fast_enough = middle
+            else:
+                too_slow = middle
+        return self.above(scales, groups, steps[fast_enough])

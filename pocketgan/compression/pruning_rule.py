@@ -1,0 +1,77 @@
+"""The slot for rules that say how far a network is pruned."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pocketgan.compression.channel_graph import ChannelGroup, Kept
+
+
+class PruningRule(ABC):
+    """Chooses the channels that stay.
+
+    Args:
+        multiple: Kept widths are multiples of this many channels, which the device's kernels like; int8 kernels want 8.
+            A group of fewer channels stays whole.
+
+    Raises:
+        ValueError: ``multiple`` is below 1.
+    """
+
+    def __init__(self, multiple: int = 8) -> None:
+        if multiple < 1:
+            raise ValueError(f"multiple is {multiple}; a layer keeps at least 1 channel, 8 suits most kernels")
+        self.multiple = multiple
+
+    @abstractmethod
+    def choose(
+        self,
+        scales: dict[str, Tensor],
+        groups: dict[str, ChannelGroup],
+        latency_ms: Callable[[Kept], float],
+        macs: Callable[[Kept], int],
+    ) -> Kept:
+        """Choose units.
+
+        Args:
+            scales: Effective scale (U,) of each unit by group.
+            groups: By name.
+            latency_ms: Measures the network that these units would make on the device.
+            macs: Counts its multiply-accumulate operations.
+
+        Returns:
+            Units that stay, ascending, of every group.
+
+        Raises:
+            ValueError: No choice fulfils the rule.
+        """
+
+    def strongest(self, scale: Tensor, group: ChannelGroup, channels: float) -> list[int]:
+        """The units of largest scale that make at least so many channels, rounded up to whole multiples."""
+        step = math.lcm(self.multiple, group.unit_channels)
+        wanted = max(math.ceil(channels / step - 1e-9), 1) * step // group.unit_channels
+        return sorted(torch.topk(scale, min(wanted, group.units)).indices.tolist())
+
+    def above(self, scales: dict[str, Tensor], groups: dict[str, ChannelGroup], threshold: float) -> Kept:
+        """The units of at least ``threshold`` times the largest scale of their own group."""
+        kept = {}
+        for name, scale in scales.items():
+            count = int((scale >= threshold * scale.max()).sum())
+            kept[name] = self.strongest(scale, groups[name], count * groups[name].unit_channels)
+        return kept
+
+
+def thresholds(scales: dict[str, Tensor]) -> list[float]:
+    """Every threshold at which ``PruningRule.above`` can change, ascending; 0 keeps all, 1 the strongest units.
+
+    Raises:
+        ValueError: A scale is not finite.
+    """
+    for name, scale in scales.items():
+        if not scale.isfinite().all():
+            raise ValueError(f"the effective scales of layer {name} are not finite; the training has diverged")
+    shares = torch.cat([scale / scale.max() for scale in scales.values()])
+    return [0.0, *torch.unique(shares).tolist()]

@@ -1,0 +1,227 @@
+"""Condense, prune, fine-tune: one fit, resumable in each of its stages."""
+
+import json
+
+import pytest
+import torch
+from checkpoints import assert_same, state, weights
+from tiny import TINY_CONFIGS, fit_base, fit_condensed, make_pair_set
+from two_ranks import fit_on_two_ranks
+
+from lightning_modules import ChannelCondensation, load_run
+from pocketgan.cli import main
+from pocketgan.compression import layer_macs, parameter_count
+
+SHARE = '--model.pruning={"class_path": "KeptShare", "init_args": {"share": 0.5, "multiple": 2}}'
+QUALITY = (
+    '--model.pruning={{"class_path": "QualityBudget", "init_args": '
+    '{{"max_quality_loss": {}, "notch_images": 8, "shrink_factor": 0.7, "multiple": 2}}}}'
+)
+EACH_BATCH = "--trainer.val_check_interval=1"
+
+
+def figures(run):
+    return json.loads((run / "compression.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def condensed(trained, tmp_path_factory):
+    run = tmp_path_factory.mktemp("condensed") / "run"
+    return fit_condensed(trained["pairs"], trained["adapter"], run, SHARE, EACH_BATCH)
+
+
+def test_the_result_is_a_narrower_network(condensed, trained, capsys):
+    found, model, whole = figures(condensed), load_run(condensed), load_run(trained["adapter"])
+    assert isinstance(model, ChannelCondensation)
+    photo = torch.rand(1, 3, 32, 32)
+    narrow, wide = model.deployed("sepia"), whole.deployed("sepia")
+    assert parameter_count(narrow) == found["after"]["parameters"] < 0.35 * parameter_count(wide)
+    tokens = model.text_encoder_ema(["sepia"], ["make it sepia"])
+    assert layer_macs(model.generator_ema, (photo, tokens))[""] == found["after"]["macs"]
+    assert found["before"]["widths"]["stem.0"] == 8
+    assert found["after"]["widths"]["stem.0"] == model.generator.stem[0].out_channels == 4
+    assert [(row["images"], row["share_of_macs"] == 1) for row in found["trace"]] == [(12, True), (12, False)]
+    assert not model.is_condensing
+    main(["export", str(condensed), f"--out={condensed.parent / 'exported'}"])
+    assert (condensed.parent / "exported" / "sepia.onnx").stat().st_size < 400_000
+
+
+def test_the_table_names_what_changed(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    fit_condensed(trained["pairs"], trained["adapter"], tmp_path / "run", SHARE)
+    shown = capsys.readouterr().out
+    for words in ("width of stem.0", "parameters", "MMACs at 32 px", "ms at 32 px, median", "validation L1"):
+        assert words in shown
+
+
+def test_the_teacher_is_the_condensed_network_and_stays_as_it_is(condensed, trained, tmp_path):
+    """At the hand-over the average of the first stage becomes the teacher; later steps leave it alone."""
+    run = tmp_path / "run"
+    fit_condensed(trained["pairs"], trained["adapter"], run, SHARE, EACH_BATCH, "--budget.images=12")
+    first = weights(run)["state_dict"]
+    fit_condensed(trained["pairs"], trained["adapter"], run, SHARE, EACH_BATCH, "--ckpt_path=last")
+    last = weights(run)["state_dict"]
+    teacher = {name for name in last if name.startswith("teacher.")}
+    assert teacher
+    for name in teacher:
+        assert torch.equal(first[name], last[name]), name
+    whole = load_run(trained["adapter"])
+    widest = dict(whole.generator_ema.base_model.model.named_parameters())["blocks_before.0.body.0.weight"]
+    assert last["teacher.blocks_before.0.body.0.weight"].shape == widest.shape
+
+
+@pytest.mark.parametrize("images", [8, 12, 16])
+def test_resumed_equals_uninterrupted(condensed, trained, tmp_path, images):
+    """Stopped while condensing, at the hand-over, and while fine-tuning."""
+    run = tmp_path / "run"
+    words = (trained["pairs"], trained["adapter"], run, SHARE, EACH_BATCH)
+    fit_condensed(*words, f"--budget.images={images}")
+    fit_condensed(*words, "--ckpt_path=last")
+    assert_same(state(run), state(condensed))
+    assert figures(run)["trace"] == figures(condensed)["trace"]
+    assert figures(run)["kept"] == figures(condensed)["kept"]
+
+
+def test_fine_tuning_starts_at_the_pruned_average(trained, tmp_path):
+    """Without a first stage the base's average is pruned; every weight trains."""
+    run = tmp_path / "run"
+    words = (trained["pairs"], trained["adapter"], run, SHARE, EACH_BATCH, "--model.condense_images=0")
+    fit_condensed(*words, "--budget.images=4")
+    trace = figures(run)["trace"]
+    assert [row["images"] for row in trace] == [0, 0]
+    assert trace[0]["val_loss"] == pytest.approx(figures(run)["before"]["val_loss"])
+    model = load_run(run)
+    assert all(parameter.requires_grad for parameter in model.generator.parameters())
+    assert model.images_averaged == 4
+
+
+@pytest.mark.parametrize("teacher", ["base", "null"])
+def test_other_teachers(trained, tmp_path, teacher):
+    run = fit_condensed(
+        trained["pairs"], trained["adapter"], tmp_path / "run", SHARE, f"--model.teacher={teacher}",
+        "--model.max_teacher_loss=0", "--model.cost=milliseconds",
+    )  # fmt: skip
+    stored = {name.split(".")[0] for name in weights(run)["state_dict"]}
+    assert ("teacher" in stored) == (teacher == "base")
+    if teacher == "base":
+        original = load_run(trained["adapter"]).deployed("sepia").generator.state_dict()
+        name = "blocks_before.0.body.0.weight"
+        assert torch.equal(weights(run)["state_dict"][f"teacher.{name}"], original[name])
+    assert load_run(run).images_seen == 24
+
+
+def test_a_teacher_that_lost_its_quality_is_refused(trained, tmp_path):
+    with pytest.raises(ValueError, match=r"worse than its base's 0\.\d+; as the teacher at most -?\d"):
+        fit_condensed(
+            trained["pairs"], trained["adapter"], tmp_path / "run", SHARE, "--model.max_teacher_loss=0.0",
+            "--model.generator_optimizer.lr=1.0", EACH_BATCH,
+        )  # fmt: skip
+    assert weights(tmp_path / "run")["images_seen"] == 8  # what was there before stays
+
+
+def test_a_quality_budget_shrinks_while_the_metric_allows_it(trained, tmp_path):
+    run = fit_condensed(
+        trained["pairs"], trained["adapter"], tmp_path / "run", QUALITY.format(1000), "--budget.images=60"
+    )
+    macs = [row["share_of_macs"] for row in figures(run)["trace"]]
+    assert macs == sorted(macs, reverse=True)
+    assert macs[-1] < 0.3
+    assert figures(run)["after"]["macs"] / figures(run)["before"]["macs"] == pytest.approx(macs[-1])
+    load_run(run)
+
+
+def test_a_quality_budget_steps_back(trained, tmp_path, monkeypatch):
+    """The third judgement fails: the second notch comes back with the weights that it had."""
+    losses = iter([1.0, 1.0, 1.0, 1.01, 1.0, 1.02, 1.0, 1.2, 1.0, 1.0])
+    monkeypatch.setattr(ChannelCondensation, "validation_loss", lambda self: next(losses, 1.0))
+    put, states = ChannelCondensation._put, []
+
+    def noted(self, kept, generator):
+        states.append((kept, {name: value.clone() for name, value in generator.state_dict().items()}))
+        put(self, kept, generator)
+
+    monkeypatch.setattr(ChannelCondensation, "_put", noted)
+    words = (trained["pairs"], trained["adapter"], tmp_path / "run", QUALITY.format(0.05))
+    fit_condensed(*words, "--budget.images=48", EACH_BATCH)
+    widths = [sum(len(units) for units in kept.values()) for kept, _ in states]
+    assert widths[0] > widths[1] > widths[2]
+    assert states[3][0] == states[1][0]
+    model = load_run(tmp_path / "run")
+    assert model.is_settled
+    assert model.kept == states[1][0]
+    # judged good at 28 images, before the third notch was cut
+    assert_same(states[3][1], model.last_good["state"])
+
+
+def test_a_first_notch_that_fails_leaves_the_network_whole(trained, tmp_path, monkeypatch):
+    losses = iter([1.0, 1.0, 1.0, 1.0, 9.0])
+    monkeypatch.setattr(ChannelCondensation, "validation_loss", lambda self: next(losses, 1.0))
+    with pytest.warns(UserWarning, match=r"first notch passes max_quality_loss 0\.05 already: the network stays whole"):
+        run = fit_condensed(
+            trained["pairs"], trained["adapter"], tmp_path / "run", QUALITY.format(0.05), "--budget.images=28"
+        )
+    assert figures(run)["after"]["macs"] == figures(run)["before"]["macs"]
+    assert load_run(run).is_settled
+
+
+def test_budgets_that_cannot_be_met(trained, tmp_path):
+    with pytest.raises(ValueError, match=r"the narrowest network that is allowed takes \d+\.\d ms, the budget is"):
+        fit_condensed(
+            trained["pairs"], trained["adapter"], tmp_path / "run", "--model.pruning.budget_ms=0.0001", EACH_BATCH
+        )
+    assert weights(tmp_path / "run")["images_seen"] == 8
+
+
+def test_bases_that_do_not_fit(trained, tmp_path):
+    with pytest.raises(ValueError, match="the base does not know sepia, only inverted; compress a run"):
+        fit_condensed(trained["pairs"], trained["base"], tmp_path / "run", SHARE)
+    with pytest.raises(FileNotFoundError, match="is not a run folder"):
+        fit_condensed(trained["pairs"], tmp_path / "nothing", tmp_path / "run", SHARE)
+    with pytest.raises(ValueError, match="size 36 is not divisible by 8"):
+        fit_condensed(trained["pairs"], trained["adapter"], tmp_path / "run", "--model.target.size=36")
+    with pytest.raises(ValueError, match="condense_images is -1"):
+        fit_condensed(trained["pairs"], trained["adapter"], tmp_path / "run", "--model.condense_images=-1")
+    with pytest.raises(ValueError, match="not of a ChannelCondensation"):
+        fit_condensed(
+            trained["pairs"], trained["adapter"], tmp_path / "run",
+            f"--ckpt_path={trained['adapter'] / 'checkpoints' / 'last.ckpt'}",
+        )  # fmt: skip
+
+
+def test_only_condensation_has_a_table(pair_set, tmp_path):
+    table = '--trainer.callbacks=[{"class_path": "CompressionTable"}]'
+    with pytest.raises(TypeError, match="CompressionTable serves ChannelCondensation, this run trains a BaseGAN"):
+        fit_base(pair_set, tmp_path / "run", table)
+
+
+@pytest.mark.parametrize("norm", ["BatchNorm", "InstanceNorm"])
+def test_other_norms(pair_set, tmp_path, norm):
+    base = fit_base(pair_set, tmp_path / "base", "--data.concepts=[sepia]", f"--model.generator.norm={norm}")
+    run = fit_condensed(pair_set, base, tmp_path / "run", SHARE)
+    assert load_run(run).generator.stem[1].weight.shape == (4,)
+
+
+def test_a_condensed_run_can_be_condensed_again(condensed, trained, tmp_path):
+    run = fit_condensed(trained["pairs"], condensed, tmp_path / "run", SHARE)
+    assert load_run(run).generator.stem[0].out_channels == 2
+
+
+def test_norms_learn_faster_while_condensing(trained, tmp_path):
+    run = fit_condensed(trained["pairs"], trained["adapter"], tmp_path / "run", SHARE, EACH_BATCH, "--budget.images=8")
+    rates = [group["lr"] for group in weights(run)["optimizer_states"][0]["param_groups"]]
+    assert rates == pytest.approx([1e-3, 1e-2])
+    scales = weights(run)["state_dict"]["generator.stem.1.weight"]
+    assert scales.shape == (8,)
+
+
+def test_two_processes_narrow_alike(tmp_path):
+    pairs = make_pair_set(tmp_path / "pairs")
+    base = fit_base(pairs, tmp_path / "base", "--data.concepts=[sepia]")
+    words = [
+        "fit", f"-c={TINY_CONFIGS / 'channel_condensation' / 'latency_budget.yaml'}", f"--data.root={pairs}",
+        "--data.concepts=[sepia]", f"--model.base={base}", f"--trainer.default_root_dir={tmp_path / 'run'}", SHARE,
+    ]  # fmt: skip
+    ranks = fit_on_two_ranks(tmp_path, words, strategy="ddp_find_unused_parameters_true")
+    assert_same(ranks[0], ranks[1])
+    assert ranks[0]["generator.stem.0.weight"].shape[0] == 4
+    assert load_run(tmp_path / "run").images_seen == 24
