@@ -1,5 +1,8 @@
 """Generators, discriminators and what they are built of."""
 
+from pocketgan.networks.biggan_checkpoint import load_biggan
+from pocketgan.networks.biggan_discriminator import BigGANDiscriminator
+from pocketgan.networks.biggan_generator import BigGANGenerator
 from pocketgan.networks.discriminator import Discriminator
 from pocketgan.networks.e2gan_generator import E2GANGenerator
 from pocketgan.networks.generator import Generator
@@ -10,6 +13,8 @@ from pocketgan.networks.patch_discriminator import PatchDiscriminator
 
 __all__ = [
     "BatchNorm",
+    "BigGANDiscriminator",
+    "BigGANGenerator",
     "Discriminator",
     "E2GANGenerator",
     "Generator",
@@ -19,4 +24,5 @@ __all__ = [
     "LatentGenerator",
     "Norm",
     "PatchDiscriminator",
+    "load_biggan",
 ]
