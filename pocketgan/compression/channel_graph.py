@@ -177,6 +177,9 @@ class ChannelGraph:
     def pruned(self, kept: Kept) -> nn.Module:
         """Make a physically narrower copy of the network.
 
+        A layer that loses inputs gets a bias if it has none: a place for what the lost ones said
+        (``pruned_with_constants``).
+
         Args:
             kept: Units that stay; groups that are not named stay whole.
 
@@ -204,12 +207,35 @@ class ChannelGraph:
                 layer = network.get_submodule(name)
                 handler = graph.get_pruner_of_module(layer).prune_out_channels
                 graph.get_pruning_group(layer, handler, root.places[gone].tolist()).prune(record_history=False)
-        trainable = dict(self.network.named_parameters())
+        trainable = {name: parameter.requires_grad for name, parameter in self.network.named_parameters()}
         for name, parameter in network.named_parameters():  # pruned ones are new
-            parameter.requires_grad_(trainable[name].requires_grad)
+            parameter.requires_grad_(trainable[name])
+        for reader in {layer for name in kept for layer in self.lost_inputs(name, kept[name])}:
+            give_bias(network.get_submodule(reader))
         with _as_found(network), _named_failure(network), torch.no_grad():
             network.eval()(*self.example_inputs)
         return network
+
+    def lost_inputs(self, name: str, kept: list[int]) -> dict[str, Tensor]:
+        """Places of the inputs that layers lose if only some units of a group stay, by layer."""
+        lost = {}
+        for member in self.groups[name].of_role("reads"):
+            gone = ~torch.isin(member.units, torch.tensor(kept))
+            if gone.any():
+                lost[member.layer] = member.places[gone]
+        return lost
+
+
+def give_bias(layer: nn.Module) -> nn.Parameter:
+    """Give a layer a bias of 0 if it has none.
+
+    Returns:
+        Its bias.
+    """
+    if layer.bias is None:
+        weight = weight_by_output(layer)
+        layer.bias = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=weight.requires_grad)
+    return cast(nn.Parameter, layer.bias)
 
 
 def _trace(network: nn.Module, example_inputs: tuple[Tensor, ...]) -> torch_pruning.DependencyGraph:

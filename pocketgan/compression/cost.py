@@ -92,7 +92,7 @@ class LatencyTarget:
             raise ValueError(f"threads {self.threads}, size {self.size} and runs {self.runs} must be 1 or more")
 
     def measure(self, networks: Iterable[nn.Module], size_divisor: int) -> list[Latency]:
-        """Export networks and time them by turns, so that a change of the machine's speed meets all of them.
+        """Export networks, then time one after the other.
 
         Args:
             networks: (B, 3, H, W) to the same.

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from pocketgan.compression.channel_graph import ChannelGraph, Kept, weight_by_output
+from pocketgan.compression.channel_graph import ChannelGraph, Kept, give_bias, weight_by_output
 
 
 def pruned_with_constants(graph: ChannelGraph, kept: Kept, batches: Iterable[tuple[Tensor, ...]]) -> nn.Module:
@@ -30,24 +30,18 @@ def pruned_with_constants(graph: ChannelGraph, kept: Kept, batches: Iterable[tup
     network = copy.deepcopy(graph.network)
     readers: defaultdict[str, list[Tensor]] = defaultdict(list)  # places of removed channels by layer
     for name, units in kept.items():
-        for member in graph.groups[name].of_role("reads"):
-            gone = ~torch.isin(member.units, torch.tensor(units))
-            if gone.any():
-                readers[member.layer].append(member.places[gone])
+        for layer_name, places in graph.lost_inputs(name, units).items():
+            readers[layer_name].append(places)
     if readers:
         means = _input_means(network, list(readers), batches)
         with torch.no_grad():
-            for layer_name, places in readers.items():
-                layer, removed = network.get_submodule(layer_name), torch.cat(places)
+            for layer_name, all_places in readers.items():
+                layer, removed = network.get_submodule(layer_name), torch.cat(all_places)
                 weight = weight_by_output(layer)
                 by_input = weight.flatten(2).sum(2) if weight.ndim > 2 else weight
                 if isinstance(layer, nn.ConvTranspose2d):  # of its kernel, a pixel meets one in stride² on average
                     by_input = by_input / math.prod(layer.stride)
-                shift = by_input[:, removed] @ means[layer_name][removed]
-                if layer.bias is None:
-                    layer.bias = nn.Parameter(shift, requires_grad=weight.requires_grad)
-                else:
-                    layer.bias += shift  # type: ignore[operator]
+                give_bias(layer).add_(by_input[:, removed] @ means[layer_name][removed])
     return ChannelGraph(network, graph.example_inputs).pruned(kept)
 
 

@@ -51,11 +51,15 @@ class FoldedAttention(nn.Module):
         key, value = (layer(context[0]).unflatten(-1, (heads, head_size)) for layer in (attention.to_k, attention.to_v))
         query_weight = attention.to_q.weight.unflatten(0, (heads, head_size))
         output_weight = attention.to_out.weight.unflatten(1, (heads, head_size))
-        self.to_logits = nn.Linear(size, heads * self.context_length, bias=False)
+        query_bias = attention.to_q.bias  # of an attention that was made narrower
+        self.to_logits = nn.Linear(size, heads * self.context_length, bias=query_bias is not None)
         self.to_out = nn.Linear(heads * self.context_length, attention.to_out.out_features)
         with torch.no_grad():
             logits_weight = torch.einsum("lhd,hdc->hlc", key, query_weight) / head_size**0.5
             self.to_logits.weight.copy_(logits_weight.flatten(0, 1))
+            if query_bias is not None:
+                logits_bias = torch.einsum("lhd,hd->hl", key, query_bias.unflatten(0, (heads, head_size)))
+                self.to_logits.bias.copy_(logits_bias.flatten() / head_size**0.5)
             self.to_out.weight.copy_(torch.einsum("lhd,chd->chl", value, output_weight).flatten(1))
             self.to_out.bias.copy_(attention.to_out.bias)
 

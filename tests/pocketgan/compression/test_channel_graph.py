@@ -122,6 +122,18 @@ def test_the_network_stays_as_it_is():
     assert narrow.stem[0].out_channels == 1
 
 
+def test_a_narrower_network_folds_its_prompt():
+    network = generator(BatchNorm(), 16)
+    graph = ChannelGraph(network, inputs())
+    narrow = graph.pruned({name: list(range(0, group.units, 2)) for name, group in graph.groups.items()})
+    photo, tokens = inputs()
+    attention = narrow.transformer.cross_attention
+    assert attention.to_out.in_features == 32 < attention.to_out.out_features * 2
+    with torch.no_grad():
+        attention.to_q.bias.normal_()  # what was folded into it
+        torch.testing.assert_close(narrow.fold_prompt(tokens)(photo), narrow(photo, tokens), atol=1e-5, rtol=0)
+
+
 def test_refusals():
     graph = ChannelGraph(Plain(), (torch.rand(1, 3, 8, 8),))
     with pytest.raises(ValueError, match="layer first would lose all of its 8 channels; keep at least 1"):
