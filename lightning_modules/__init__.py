@@ -1,6 +1,7 @@
 """Training recipes, one file each."""
 
 from lightning_modules.base_gan import BaseGAN
+from lightning_modules.dgl_compression import DGLCompression
 from lightning_modules.diffusion_adaptation import DiffusionAdaptation
 from lightning_modules.diffusion_training import DiffusionTraining
 from lightning_modules.full_fine_tuning import FullFineTuning
@@ -8,10 +9,12 @@ from lightning_modules.lora_adaptation import LoRAAdaptation
 from lightning_modules.pair_synthesis import PairSynthesis
 from lightning_modules.paired_gan import PairedGAN
 from lightning_modules.personalization import Personalization
-from lightning_modules.run import load_base, load_concepts, load_run, trained_data_of
+from lightning_modules.run import load_base, load_concepts, load_module, load_run
+from lightning_modules.run_state import trained_data_of
 
 __all__ = [
     "BaseGAN",
+    "DGLCompression",
     "DiffusionAdaptation",
     "DiffusionTraining",
     "FullFineTuning",
@@ -21,6 +24,7 @@ __all__ = [
     "Personalization",
     "load_base",
     "load_concepts",
+    "load_module",
     "load_run",
     "trained_data_of",
 ]

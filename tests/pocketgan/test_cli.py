@@ -272,6 +272,10 @@ def test_every_tiny_config_runs_end_to_end(config, trained, tmp_path):
     words = [f"-c={config}", f"--data.root={root}", f"--trainer.default_root_dir={run}"]
     if "    base:" in config.read_text():
         words.append(f"--model.base={trained['base']}")
+    if "    start: start" in config.read_text():
+        first = [f"-c={config.with_name(config.name.replace('stage2', 'stage1'))}", f"--data.root={root}"]
+        main(["fit", *first, f"--trainer.default_root_dir={tmp_path / 'start'}", "--data.concepts=[sepia]"])
+        words += [f"--model.start={tmp_path / 'start'}", f"--model.teacher={trained['adapter']}"]
     clip = make_text_encoder(tmp_path / "clip")
     main(["fit", *words, "--data.concepts=[sepia]"])
     shutil.rmtree(clip)  # a run carries the tokens of its prompts
