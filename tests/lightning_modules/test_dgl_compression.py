@@ -328,8 +328,8 @@ def test_options_that_make_no_sense(trained, tmp_path):
 
 def test_another_teacher_is_refused_on_resume(trained, stage_one, tmp_path):
     run = stage_two(trained, stage_one, tmp_path / "run", "--budget.images=12")
-    with pytest.raises(ValueError, match="the run began with a teacher of weights .* and would go on with no teacher"):
+    with pytest.raises(ValueError, match=r"the run began with a teacher of weights .* and would go on with no teacher"):
         fit_student(trained["pairs"], run, "--ckpt_path=last")
     other = fit_student(make_pair_set(tmp_path / "pairs"), tmp_path / "other", "--seed_everything=1")
-    with pytest.raises(ValueError, match="would go on with a teacher of weights"):
+    with pytest.raises(ValueError, match=r"would go on with a teacher of weights"):
         fit_student(trained["pairs"], run, "--ckpt_path=last", f"--model.teacher={other}")
