@@ -7,6 +7,15 @@ from pocketgan.networks.image_discriminator import ImageDiscriminator
 from pocketgan.networks.latent_generator import LatentGenerator
 from pocketgan.networks.norm import BatchNorm, GroupNorm, InstanceNorm, Norm
 from pocketgan.networks.patch_discriminator import PatchDiscriminator
+from pocketgan.networks.style_generator import StyleGenerator
+from pocketgan.networks.stylegan2_checkpoint import (
+    load_rosinality_stylegan2_discriminator,
+    load_rosinality_stylegan2_generator,
+    load_stylegan2_ada_discriminator,
+    load_stylegan2_ada_generator,
+)
+from pocketgan.networks.stylegan2_discriminator import StyleGAN2Discriminator
+from pocketgan.networks.stylegan2_generator import StyleGAN2Generator
 
 __all__ = [
     "BatchNorm",
@@ -19,4 +28,11 @@ __all__ = [
     "LatentGenerator",
     "Norm",
     "PatchDiscriminator",
+    "StyleGAN2Discriminator",
+    "StyleGAN2Generator",
+    "StyleGenerator",
+    "load_rosinality_stylegan2_discriminator",
+    "load_rosinality_stylegan2_generator",
+    "load_stylegan2_ada_discriminator",
+    "load_stylegan2_ada_generator",
 ]
