@@ -9,8 +9,10 @@ from lightning_modules.lora_adaptation import LoRAAdaptation
 from lightning_modules.pair_synthesis import PairSynthesis
 from lightning_modules.paired_gan import PairedGAN
 from lightning_modules.personalization import Personalization
-from lightning_modules.run import load_base, load_concepts, load_module, load_run
+from lightning_modules.run import load_base, load_concepts, load_module, load_run, load_unpaired_run
 from lightning_modules.run_state import trained_data_of
+from lightning_modules.unpaired_dgl_compression import UnpairedDGLCompression
+from lightning_modules.unpaired_gan import UnpairedGAN
 
 __all__ = [
     "BaseGAN",
@@ -22,9 +24,12 @@ __all__ = [
     "PairSynthesis",
     "PairedGAN",
     "Personalization",
+    "UnpairedDGLCompression",
+    "UnpairedGAN",
     "load_base",
     "load_concepts",
     "load_module",
     "load_run",
+    "load_unpaired_run",
     "trained_data_of",
 ]

@@ -15,6 +15,7 @@ from pocketgan.adapters import SwitchableGenerator
 
 if TYPE_CHECKING:
     from lightning_modules.paired_gan import PairedGAN
+    from lightning_modules.unpaired_gan import UnpairedGAN
 
 
 @contextmanager
@@ -127,6 +128,23 @@ def load_run(run: Path, checkpoint: str = "last.ckpt") -> "PairedGAN":
     if not isinstance(module, modules.PairedGAN):
         raise ValueError(
             f"run {run} holds a {type(module).__name__}, which edits no photos; give a base or adapter run"
+        )
+    return module
+
+
+def load_unpaired_run(run: Path, checkpoint: str = "last.ckpt") -> "UnpairedGAN":
+    """Load a trained GAN on single images: ``load_module``, but of what makes images of noise.
+
+    Raises:
+        FileNotFoundError: As ``load_module``.
+        ValueError: As ``load_module``, or the run is of another kind.
+    """
+    import lightning_modules as modules
+
+    module = load_module(run, checkpoint)
+    if not isinstance(module, modules.UnpairedGAN):
+        raise ValueError(
+            f"run {run} holds a {type(module).__name__}, which makes no images of noise; give an UnpairedGAN's run"
         )
     return module
 

@@ -30,8 +30,9 @@ class TeacherGuidance(LightningModule):
     images_seen: int
     earlier_images: int
     teacher_discriminator: TeacherDiscriminator | None
-    # networks that the second stage takes over
+    # networks that the second stage takes over, and what it takes where both stages have it
     stage_parts: tuple[str, ...]
+    optional_stage_parts: tuple[str, ...] = ()
 
     def keep_guidance(
         self,
@@ -90,14 +91,20 @@ class TeacherGuidance(LightningModule):
     def _take_start(self, start: Path) -> None:
         state = finished_state(start)
         self.check_start(state)
+        stored, own = state["state_dict"], self.state_dict()
         found, expected = (
             {name: value for name, value in weights.items() if name.split(".")[0] in self.stage_parts}
-            for weights in (state["state_dict"], self.state_dict())
+            for weights in (stored, own)
         )
         try:
             refuse_other_weights(found, expected)
         except ValueError as error:
             raise ValueError(f"the student cannot start from {start}: {error}, or another start") from error
+        found |= {
+            name: stored[name]
+            for name in own.keys() & stored.keys()
+            if name.split(".")[0] in self.optional_stage_parts and stored[name].shape == own[name].shape
+        }
         self.load_state_dict(found, strict=False)
         self.earlier_images = state["images_seen"] + state.get("earlier_images", 0)
 
