@@ -1,15 +1,17 @@
 """Narrower, sparser, faster versions of trained networks."""
 
 from pocketgan.compression.public_discriminator import (
+    PublicBigGANDiscriminator,
     PublicDiscriminator,
-    RosinalityStyleGAN2Discriminator,
-    StyleGAN2AdaDiscriminator,
+    PublicRosinalityDiscriminator,
+    PublicStyleGAN2AdaDiscriminator,
 )
 from pocketgan.compression.teacher_discriminator import TeacherDiscriminator
 
 __all__ = [
+    "PublicBigGANDiscriminator",
     "PublicDiscriminator",
-    "RosinalityStyleGAN2Discriminator",
-    "StyleGAN2AdaDiscriminator",
+    "PublicRosinalityDiscriminator",
+    "PublicStyleGAN2AdaDiscriminator",
     "TeacherDiscriminator",
 ]

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pocketgan.networks import (
+    BigGANDiscriminator,
     ImageDiscriminator,
     StyleGAN2Discriminator,
+    load_biggan,
     load_rosinality_stylegan2_discriminator,
     load_stylegan2_ada_discriminator,
 )
@@ -29,7 +31,7 @@ class PublicDiscriminator(ABC):
         """
 
 
-class StyleGAN2AdaDiscriminator(PublicDiscriminator):
+class PublicStyleGAN2AdaDiscriminator(PublicDiscriminator):
     """``D`` of stylegan2-ada-pytorch.
 
     Args:
@@ -51,7 +53,7 @@ class StyleGAN2AdaDiscriminator(PublicDiscriminator):
         return network
 
 
-class RosinalityStyleGAN2Discriminator(PublicDiscriminator):
+class PublicRosinalityDiscriminator(PublicDiscriminator):
     """``d`` of rosinality/stylegan2-pytorch.
 
     Args:
@@ -70,4 +72,26 @@ class RosinalityStyleGAN2Discriminator(PublicDiscriminator):
         """See ``PublicDiscriminator.load``."""
         network = self.discriminator()
         load_rosinality_stylegan2_discriminator(network, self.file)
+        return network
+
+
+class PublicBigGANDiscriminator(PublicDiscriminator):
+    """``D.pth`` of BigGAN-PyTorch.
+
+    Args:
+        file: A state dict.
+        discriminator: Makes the network, of the file's sizes.
+    """
+
+    def __init__(self, file: Path, discriminator: Callable[[], BigGANDiscriminator]) -> None:
+        self.file, self.discriminator = file, discriminator
+
+    def random(self) -> BigGANDiscriminator:
+        """See ``PublicDiscriminator.random``."""
+        return self.discriminator()
+
+    def load(self) -> BigGANDiscriminator:
+        """See ``PublicDiscriminator.load``."""
+        network = self.discriminator()
+        load_biggan(network, self.file)
         return network

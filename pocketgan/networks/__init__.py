@@ -1,5 +1,8 @@
 """Generators, discriminators and what they are built of."""
 
+from pocketgan.networks.biggan_checkpoint import load_biggan
+from pocketgan.networks.biggan_discriminator import BigGANDiscriminator
+from pocketgan.networks.biggan_generator import BigGANGenerator
 from pocketgan.networks.discriminator import Discriminator
 from pocketgan.networks.e2gan_generator import E2GANGenerator
 from pocketgan.networks.generator import Generator
@@ -19,6 +22,8 @@ from pocketgan.networks.stylegan2_generator import StyleGAN2Generator
 
 __all__ = [
     "BatchNorm",
+    "BigGANDiscriminator",
+    "BigGANGenerator",
     "Discriminator",
     "E2GANGenerator",
     "Generator",
@@ -31,6 +36,7 @@ __all__ = [
     "StyleGAN2Discriminator",
     "StyleGAN2Generator",
     "StyleGenerator",
+    "load_biggan",
     "load_rosinality_stylegan2_discriminator",
     "load_rosinality_stylegan2_generator",
     "load_stylegan2_ada_discriminator",
