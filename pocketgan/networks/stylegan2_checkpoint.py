@@ -31,6 +31,7 @@ from pocketgan.networks.stylegan2_generator import StyleGAN2Generator
 
 _MEAN_STYLE_LATENTS = 4096  # as rosinality's generate.py draws
 _SHOWN_DIFFERENCES = 3
+_TORCH_FILE_STARTS = (b"PK", b"\x80\x02")  # zip files, and pickle protocol 2 of torch before 1.6
 
 # a checkpoint's key: the key here, and the shape there where singletons make it another
 _Keys = dict[str, tuple[str, tuple[int, ...] | None]]
@@ -123,15 +124,19 @@ def _read(file: Path, part: str, remedy: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{file} is not there; name a file with a StyleGAN2 state dict")
     if file.suffix == ".safetensors":
         return dict(load_file(file))
+    refusal = ValueError(
+        f"{file} is a pickle of whole networks or damaged, and pickled objects are not read because they run code; "
+        + remedy.format(name=file.name, stem=file.stem)
+    )
+    with file.open("rb") as opened:
+        if opened.read(2) not in _TORCH_FILE_STARTS:
+            raise refusal
     try:
         # rosinality's train.py saves its options as a Namespace, a class without code of its own
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{file} is a pickle of whole networks or damaged, and pickled objects are not read because they run code; "
-            + remedy.format(name=file.name, stem=file.stem)
-        ) from error
+        raise refusal from error
     if not isinstance(state, Mapping):
         raise ValueError(f"{file} holds a {type(state).__name__}; a state dict is needed")
     if state and all(isinstance(value, Tensor) for value in state.values()):
