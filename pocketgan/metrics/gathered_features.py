@@ -42,7 +42,8 @@ class GatheredFeatures(Metric):
         self.update(empty, torch.empty(0, dtype=torch.long, device=self.device))
         # float64 is not to be had on every accelerator, and an SVD is no slower on the CPU
         features, numbers = self.compute()
-        return features.cpu(), numbers.cpu()
+        # torchmetrics makes a scalar of what has one element
+        return features.cpu().reshape(-1, self.feature_size), numbers.cpu().reshape(-1)
 
 
 def set_distances(

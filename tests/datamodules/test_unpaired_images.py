@@ -131,7 +131,7 @@ def test_refusals(images, tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist; check the path"):
         opened(tmp_path / "nothing", tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no images in .*empty"):
+    with pytest.raises(ValueError, match=r"no images in .*empty"):
         opened(tmp_path / "empty", tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no folders; put each class's images"):
         opened(images / "china", tmp_path, labels=True)

@@ -10,7 +10,7 @@ import yaml
 from checkpoints import assert_same, state, weights
 from lightning.pytorch import Callback, Trainer
 from public_stylegan2 import ada_discriminator_shapes, random_state, rosinality_discriminator_shapes
-from tiny import config_of, fit_base
+from tiny import TINY_CONFIGS, config_of
 from tiny_gan import TinyImageDiscriminator, TinyLatentGenerator, fit_unpaired, make_image_folder
 
 from datamodules import UnpairedImages
@@ -282,11 +282,12 @@ def test_a_teacher_of_other_channels_is_refused(images):
 
 
 def test_an_unpaired_run_is_no_teacher_and_no_start_of_a_paired_student(runs, trained, tmp_path):
-    paired = ("--model=DGLCompression", "--data.concepts=[inverted]")
+    config = TINY_CONFIGS / "dgl_compression" / "paired_stage1.yaml"
+    words = ["fit", f"-c={config}", f"--data.root={trained['pairs']}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
     with pytest.raises(ValueError, match="holds a UnpairedDGLCompression, which judges single images"):
-        fit_base(trained["pairs"], tmp_path / "run", *paired, f"--model.teacher={runs['biggan_teacher']}")
+        main([*words, f"--model.teacher={runs['biggan_teacher']}"])
     with pytest.raises(ValueError, match="is no paired GAN's run"):
-        fit_base(trained["pairs"], tmp_path / "run", *paired, f"--model.start={runs['biggan_start']}")
+        main([*words, f"--model.start={runs['biggan_start']}"])
 
 
 def test_starts_that_do_not_fit(images, runs, tiny_teacher, trained, tmp_path):
