@@ -73,18 +73,28 @@ class BigGANGenerator(LatentGenerator):
     """Class-conditional: a chunk of the latent and the class's embedding set gain and bias in every block.
 
     The latent falls into one chunk for the first layer and one for each block (the paper's hierarchical latent); all
-    blocks share one embedding of the classes. At 128 px and width 96 it has 70,433,988 parameters (70.43 M), at
-    width 48 18,383,460, at width 24 5,031,348, each with the embedding of 128,000.
+    blocks share one embedding of the classes. At 128 px it has these parameters, the embedding's 128,000 included:
+
+    ===== ==========
+    width parameters
+    ===== ==========
+    96    70,433,988
+    48    18,383,460
+    24    5,031,348
+    ===== ==========
+
+    compare_gan's test of its BigGAN has the first number too. Without the embedding it is 70,305,988; the 70.33 M that
+    arXiv 2112.06502 gives is neither, and no choice among the kinds of layers adds up to it.
 
     Layout and settings are those of BigGAN-PyTorch's ``BigGAN.Generator`` with ``--G_shared --hier``; the embedding
     alone has no spectral normalisation there and here. Labels are embedded inside ``forward``, where BigGAN-PyTorch
     leaves that to the caller.
 
     Batch norm: in eval mode this network uses its running averages, as BigGAN-PyTorch does under ``--G_eval_mode``
-    (its script for 128 px). The paper instead samples with *standing* statistics, the plain mean over many batches of
-    one truncation. They follow from running averages by setting each ``nn.BatchNorm2d``'s ``momentum`` to None after
-    ``reset_running_stats()`` and running batches in training mode; that matters for an average of weights (EMA), whose
-    running averages are those of the weights that trained, and for truncated latents.
+    (its script for 128 px). The paper instead samples with *standing* statistics, the plain mean over many batches at
+    one truncation. They can be had here: ``reset_running_stats()`` and ``momentum = None`` for each
+    ``nn.BatchNorm2d``, then batches in training mode without gradient. It matters for truncated latents, and for an
+    average of weights (EMA), whose running averages are copies of those of the weights that trained.
 
     Args:
         size: Side of the images in pixels: 32, 64, 128 or 256.

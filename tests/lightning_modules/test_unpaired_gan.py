@@ -200,8 +200,8 @@ def test_resumed_equals_uninterrupted(uninterrupted, images, tmp_path, batches):
     assert_same(state(run), expected)
 
 
-def words(images, run, *arguments):
-    config = TINY_CONFIGS / "dgl_compression" / "stylegan2_stage1.yaml"
+def words(images, run, *arguments, family="stylegan2"):
+    config = TINY_CONFIGS / "dgl_compression" / f"{family}_stage1.yaml"
     return ["fit", f"-c={config}", f"--data.root={images}", f"--trainer.default_root_dir={run}", *arguments]
 
 
@@ -235,12 +235,14 @@ def test_two_processes_end_with_equal_weights_and_the_result_of_one(images, tmp_
         assert float(figures[1][name]) == pytest.approx(float(value), rel=1e-3, abs=1e-4), name
 
 
-def test_stylegan2_on_two_processes_keeps_equal_weights(images, tmp_path):
+@pytest.mark.parametrize("family", ["stylegan2", "biggan"])
+def test_both_families_keep_equal_weights_on_two_processes(images, tmp_path, family):
     kept = "{name: value.data for name, value in model.named_parameters()}"
-    ranks = fit_on_two_ranks(
-        tmp_path, words(images, tmp_path / "run", "--trainer.val_check_interval=2"), kept,
-        strategy="ddp_find_unused_parameters_true",
+    arguments = words(
+        images, tmp_path / "run", "--model.quality.feature_extractor=null",
+        family=family,
     )  # fmt: skip
+    ranks = fit_on_two_ranks(tmp_path, arguments, kept, strategy="ddp_find_unused_parameters_true")
     assert_same(ranks[0], ranks[1])
 
 
