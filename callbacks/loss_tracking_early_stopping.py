@@ -160,6 +160,11 @@ class LossTrackingEarlyStopping(Callback):
         self.batches = state_dict["batches"]
         self._tracking_seconds, self._earlier_seconds = state_dict["tracking_seconds"], state_dict["seconds"]
 
+    @property
+    def has_converged(self) -> bool:
+        """Whether the rule ends, or has ended, a run with this history."""
+        return self._ratio() < self.threshold
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze the examples; refuse what cannot be tracked."""
         if not isinstance(pl_module, DeterministicObjective):
@@ -179,7 +184,7 @@ class LossTrackingEarlyStopping(Callback):
         apply_to_collection(self._batch, Tensor, lambda tensor: finite.append(bool(torch.isfinite(tensor).all())))
         if not all(finite):
             raise ValueError("the tracked batch holds numbers that are not finite; mend the training data")
-        if self._ratio() < self.threshold:  # a run that was stopped and is resumed
+        if self.has_converged:  # a run that was stopped and is resumed
             trainer.should_stop = True
         images: Any = getattr(pl_module, "images_seen", 0)
         if images and not self.batches:
@@ -233,7 +238,7 @@ class LossTrackingEarlyStopping(Callback):
         """Say why the run ended, or that it could not be stopped, and at what cost."""
         if not trainer.is_global_zero:
             return
-        seconds, stopped = self._run_seconds(), self._ratio() < self.threshold
+        seconds, stopped = self._run_seconds(), self.has_converged
         images = getattr(pl_module, "images_seen", None)
         seen = f"batch {self.batches}{f' ({images} images)' if images is not None else ''}"
         if len(self.history) > self.window:

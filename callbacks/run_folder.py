@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.console import say
 from callbacks.trainer_state import write_into_run
-from lightning_modules import PairedGAN
+from lightning_modules import PairedGAN, UnpairedGAN
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -56,12 +56,12 @@ class SaveRunConfig(SaveConfigCallback):
         if trainer.is_global_zero:
             folder, images = trainer.default_root_dir, getattr(pl_module, "images_seen", 0)
             use = ""
+            if isinstance(pl_module, PairedGAN | UnpairedGAN):
+                use = f" Measure it with `pocketgan test -c {folder}/config.yaml`"
             if isinstance(pl_module, PairedGAN):
                 concept = f" --concept {pl_module.concepts[0]}" if len(pl_module.concepts) > 1 else ""
-                use = (
-                    f" Measure it with `pocketgan test -c {folder}/config.yaml`, "
-                    f"use it with `pocketgan edit PHOTOS --model {folder}{concept} --out edited`."
-                )
+                use += f", use it with `pocketgan edit PHOTOS --model {folder}{concept} --out edited`"
+            use += "." if use else ""
             say(f"{folder} is trained on {images} images.{use}")
 
 

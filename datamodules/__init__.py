@@ -5,5 +5,6 @@ from datamodules.labelled_latents import LabelledLatents
 from datamodules.paired_images import PairedImages
 from datamodules.source_photos import SourcePhotos
 from datamodules.streamed_pairs import StreamedPairs
+from datamodules.unpaired_images import UnpairedImages
 
-__all__ = ["ConceptImages", "LabelledLatents", "PairedImages", "SourcePhotos", "StreamedPairs"]
+__all__ = ["ConceptImages", "LabelledLatents", "PairedImages", "SourcePhotos", "StreamedPairs", "UnpairedImages"]

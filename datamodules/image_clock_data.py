@@ -27,8 +27,14 @@ class ImageClockData(LightningDataModule):
 
     @property
     def images_seen(self) -> int:
-        """The module's clock; 0 without a trainer."""
-        return getattr(self.trainer.lightning_module, "images_seen", 0) if self.trainer else 0
+        """Images of the data that the run has had; the module's clock where it says nothing else, 0 without a trainer.
+
+        A GAN whose discriminator makes several steps in one of the generator's counts them as ``data_images_seen``.
+        """
+        if not self.trainer:
+            return 0
+        module = self.trainer.lightning_module
+        return getattr(module, "data_images_seen", getattr(module, "images_seen", 0))
 
     def generator(self) -> torch.Generator:
         """Of the whole global batch at this point of the run: the same on every rank and after a resume."""

@@ -11,27 +11,16 @@ from diffusers import AutoencoderKL
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets import ImageFolder
 
 from datamodules.array_files import allocate, built_once, mapped
 from datamodules.image_clock_data import ImageClockData
+from datamodules.image_folder import ClassFolders, check_fractions, content_of, deal, square_picture
 from pocketgan.digest import weights_digest
 from pocketgan.dit_pipeline import downscaling, load_autoencoder, scaled_latents
-from pocketgan.images import IMAGE_SUFFIXES, UnreadableImageError, centred_square, load_photo, to_tensor
+from pocketgan.images import to_tensor
 from pocketgan.pair_files import Split
 
 _ENCODED_AT_ONCE = 16
-
-
-class _ClassFolders(ImageFolder):
-    """torchvision's, without hidden folders: the cache is one."""
-
-    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        """Folders whose name does not begin with a dot."""
-        names = sorted(
-            path.name for path in Path(directory).iterdir() if path.is_dir() and not path.name.startswith(".")
-        )
-        return names, {name: place for place, name in enumerate(names)}
 
 
 class LatentDataset(Dataset[dict[str, Tensor]]):
@@ -91,8 +80,7 @@ class LabelledLatents(ImageClockData):
         cache: Path | None = None,
     ) -> None:
         super().__init__()
-        if min(split) < 0 or abs(sum(split) - 1) > 1e-6 or not split[0]:
-            raise ValueError(f"split {split} must be three fractions that add up to 1, the first above 0")
+        check_fractions(split)
         if size < 1 or batch_size < 1:
             raise ValueError(f"size is {size}, batch_size {batch_size}; give 1 or more")
         self.root, self.vae, self.size, self.flip = root, vae, size, flip
@@ -111,7 +99,7 @@ class LabelledLatents(ImageClockData):
         """
         if self.datasets:
             return
-        images = self._find()
+        images = ClassFolders(self.root)
         autoencoder = load_autoencoder(self.vae) if self.vae else None
         if autoencoder is not None:
             factor = downscaling(autoencoder)
@@ -125,44 +113,19 @@ class LabelledLatents(ImageClockData):
         self.classes = images.classes
         self.latent_shape = tuple(tensors["mean"].shape[2:])  # type: ignore[assignment]
         tensors["label"] = torch.tensor(images.targets)
-        self.datasets = {split: LatentDataset(tensors, places) for split, places in self._deal(images.targets).items()}
+        dealt = deal(images.targets, self.fractions, self.seed)
+        self.datasets = {split: LatentDataset(tensors, places) for split, places in dealt.items()}
 
-    def _find(self) -> _ClassFolders:
-        if not self.root.is_dir():
-            raise FileNotFoundError(f"{self.root} is no folder; give one that holds a folder of images for each class")
-        if not any(path.is_dir() and not path.name.startswith(".") for path in self.root.iterdir()):
-            raise FileNotFoundError(f"{self.root} holds no folders; put each class's images into a folder of its name")
-        try:
-            return _ClassFolders(str(self.root), is_valid_file=_is_image)
-        except FileNotFoundError as error:
-            accepted = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise FileNotFoundError(
-                f"a class folder of {self.root} holds no image ({error}); put images ({accepted}) there or delete it"
-            ) from error
-
-    def _deal(self, labels: list[int]) -> dict[Split, list[int]]:
-        """Places by split, each class in the same shares."""
-        dealt: dict[Split, list[int]] = {"train": [], "val": [], "test": []}
-        generator = torch.Generator().manual_seed(self.seed)
-        for label in sorted(set(labels)):
-            places = [place for place, other in enumerate(labels) if other == label]
-            order = torch.randperm(len(places), generator=generator).tolist()
-            ends = [round(sum(self.fractions[: number + 1]) * len(places)) for number in range(3)]
-            for split, start, end in zip(dealt, [0, *ends], ends, strict=False):
-                dealt[split] += [places[place] for place in order[start:end]]
-        return dealt
-
-    def _encoded(self, images: _ClassFolders, autoencoder: AutoencoderKL | None) -> dict[str, Tensor]:
+    def _encoded(self, images: ClassFolders, autoencoder: AutoencoderKL | None) -> dict[str, Tensor]:
         """``mean`` and, of latents, ``deviation`` (N, V, C, H, W), mapped from disk."""
-        stats = [(Path(path).relative_to(self.root).as_posix(), Path(path).stat()) for path, _ in images.samples]
+        paths = [Path(path) for path, _ in images.samples]
         about = {
-            "files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
+            "files": content_of(paths, self.root),
             "size": self.size,
             "flip": self.flip,
             "autoencoder": weights_digest(autoencoder) if autoencoder is not None else None,
         }
         digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
-        paths = [Path(path) for path, _ in images.samples]
         folder = built_once(
             self.cache, f"latents-{digest[:16]}", lambda building: self._encode(paths, autoencoder, building)
         )
@@ -174,7 +137,8 @@ class LabelledLatents(ImageClockData):
         starts = range(0, len(paths), _ENCODED_AT_ONCE)
         arrays: dict[str, Any] = {}
         for start in track(starts, "encoding images", disable=len(starts) < 2):
-            pictures = torch.stack([self._picture(file) for file in paths[start : start + _ENCODED_AT_ONCE]])
+            files = paths[start : start + _ENCODED_AT_ONCE]
+            pictures = torch.stack([to_tensor(square_picture(file, self.size)) for file in files])
             views = [pictures, pictures.flip(3)] if self.flip else [pictures]
             for number, view in enumerate(views):
                 found = {"mean": view}
@@ -189,18 +153,6 @@ class LabelledLatents(ImageClockData):
                     arrays[name][start : start + len(values), number] = values.numpy()
         for array in arrays.values():
             array.flush()
-
-    def _picture(self, file: Path) -> Tensor:
-        """The centred square (3, size, size) in [-1, 1]."""
-        image = load_photo(file, minimum_side=1).image
-        side = min(image.size)
-        if side < self.size:
-            raise UnreadableImageError(
-                file,
-                f"{image.width}x{image.height} is below the {self.size} px asked for; set size to {side} or less, or "
-                "give larger images",
-            )
-        return to_tensor(centred_square(image, self.size))
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Shuffled batches; the order depends on seed and images seen alone.
@@ -245,7 +197,3 @@ class LabelledLatents(ImageClockData):
             noise = torch.randn(len(mean) * ranks, *mean.shape[2:], generator=generator)[rank::ranks].to(mean.device)
             latents = latents + batch["deviation"][rows, views] * noise
         return {"latents": latents, "label": label}
-
-
-def _is_image(path: str) -> bool:
-    return Path(path).suffix.lower() in IMAGE_SUFFIXES and not Path(path).name.startswith(".")

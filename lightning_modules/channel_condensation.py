@@ -159,11 +159,6 @@ class ChannelCondensation(PairedGAN):
         """Whether the network is still whole."""
         return self.kept is None
 
-    @property
-    def images_averaged(self) -> int:
-        """Images since the moving average began: with each narrower network it begins anew."""
-        return self.images_seen - self.notch_begun_images
-
     def configure_optimizers(self) -> list[Optimizer]:
         """As ``PairedGAN``; while condensing, the norms' factors have a learning rate of their own."""
         if not self.is_condensing:
@@ -176,9 +171,7 @@ class ChannelCondensation(PairedGAN):
         slow = [named[name] for name in named if name not in factors]
         generator_optimizer = self.generator_optimizer([{"params": slow}, {"params": fast}])
         generator_optimizer.param_groups[1]["lr"] *= self.scale_learning_rate_factor
-        return self.with_initial_rates(
-            [generator_optimizer, self.discriminator_optimizer(self.discriminator.parameters())]
-        )
+        return [generator_optimizer, self.discriminator_optimizer(self.discriminator.parameters())]
 
     def on_train_start(self) -> None:
         """Measure the network as it comes; a first stage of no images ends here."""
@@ -344,6 +337,7 @@ class ChannelCondensation(PairedGAN):
 
     def _put(self, kept: Kept, generator: nn.Module) -> None:
         self.kept, self.notch_begun_images = kept, self.images_seen
+        self.earlier_images = -self.images_seen  # the moving average begins anew
         self.generator_ema = cast(Generator, generator).eval().requires_grad_(False)
         self.generator = copy.deepcopy(self.generator_ema).train().requires_grad_(True)
         self.lay_out()
@@ -443,7 +437,17 @@ class ChannelCondensation(PairedGAN):
         super().on_load_checkpoint(checkpoint)
 
 
-_STATE = ("kept", "base_loss", "before", "trace", "notch_begun_images", "last_good", "is_settled", "_costs")
+_STATE = (
+    "kept",
+    "base_loss",
+    "before",
+    "trace",
+    "notch_begun_images",
+    "earlier_images",
+    "last_good",
+    "is_settled",
+    "_costs",
+)
 
 
 @contextmanager

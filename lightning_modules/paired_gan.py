@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_modules.run_state import refuse_other_weights
 from pocketgan.adapters import merge
 from pocketgan.losses import AdversarialLoss, ReconstructionLoss
 from pocketgan.metrics import EditQuality
@@ -88,6 +89,8 @@ class PairedGAN(LightningModule):
         self.compile_networks = compile_networks
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.images_seen = 0
+        # that the networks had seen before this run; the average's ramp-up goes on from there
+        self.earlier_images = 0
         self.prompts: dict[str, str] = {}
 
     @property
@@ -130,20 +133,10 @@ class PairedGAN(LightningModule):
     def configure_optimizers(self) -> list[Optimizer]:
         """One optimizer for the generator with its text encoder, one for the discriminator."""
         learned = [*self.generator.parameters(), *self.text_encoder.parameters()]
-        return self.with_initial_rates(
-            [
-                self.generator_optimizer([parameter for parameter in learned if parameter.requires_grad]),
-                self.discriminator_optimizer(self.discriminator.parameters()),
-            ]
-        )
-
-    @staticmethod
-    def with_initial_rates(optimizers: list[Optimizer]) -> list[Optimizer]:
-        """Note the learning rates that a decay is a share of."""
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group.setdefault("initial_lr", group["lr"])
-        return optimizers
+        return [
+            self.generator_optimizer([parameter for parameter in learned if parameter.requires_grad]),
+            self.discriminator_optimizer(self.discriminator.parameters()),
+        ]
 
     def prompt_tokens(self, batch: dict[str, Any]) -> Tensor:
         """Tokens (B, L, D) of a batch's concepts."""
@@ -151,17 +144,18 @@ class PairedGAN(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> None:  # noqa: ARG002
         """One step of the generator, then one of the discriminator on the same edits."""
-        generator_optimizer, discriminator_optimizer = self.optimizers()  # type: ignore[attr-defined]
-        self._decay_learning_rate(generator_optimizer, discriminator_optimizer)
+        generator_optimizer, *others = self.optimizers()  # type: ignore[attr-defined]
+        self._decay_learning_rate(generator_optimizer, *others)
         photo, edit = (batch[key].contiguous(memory_format=self.memory_format) for key in ("photo", "edit"))
 
         with self.toggled_optimizer(generator_optimizer):
             fake = self.generator(photo, self.prompt_tokens(batch))
-            adversarial = self.adversarial_loss.generator(self.discriminator(photo, fake))
+            adversarial = self.generator_adversarial(photo, fake)
             reconstruction = self.reconstruction_loss(fake, edit)
             loss = self.adversarial_weight * adversarial + self.reconstruction_weight * reconstruction
-            for term, weight in (further := self.further_generator_losses(batch, fake)).values():
+            for name, (term, weight) in self.further_generator_losses(batch, fake).items():
                 loss = loss + weight * term
+                self.log(f"train/{name}", term)
             self.manual_backward(loss)
             generator_optimizer.step()
             generator_optimizer.zero_grad()
@@ -169,42 +163,58 @@ class PairedGAN(LightningModule):
         batch_images = len(photo) * self.trainer.world_size
         self.update_average(batch_images)
 
-        with self.toggled_optimizer(discriminator_optimizer):
-            # one pass over both halves: no norm of a Discriminator looks across the batch
-            logits = self.discriminator(torch.cat((photo, photo)), torch.cat((edit, fake.detach())))
-            discriminator = self.adversarial_loss.discriminator(*logits.chunk(2))
-            self.manual_backward(discriminator)
-            discriminator_optimizer.step()
-            discriminator_optimizer.zero_grad()
+        self.train_discriminators(photo, edit, fake.detach())
 
         self.images_seen += batch_images
-        self.log_dict(
-            {
-                "train/reconstruction": reconstruction,
-                "train/adversarial": adversarial,
-                "train/discriminator": discriminator,
-                **{f"train/{name}": term for name, (term, _) in further.items()},
-            }
-        )
+        self.log("train/reconstruction", reconstruction)
         self.log("images", float(self.images_seen))
+
+    def generator_adversarial(self, photo: Tensor, fake: Tensor) -> Tensor:
+        """The generator's adversarial loss on its own edits, a scalar before ``adversarial_weight``."""
+        adversarial = self.adversarial_loss.generator(self.discriminator(photo, fake))
+        self.log("train/adversarial", adversarial)
+        return adversarial
 
     def further_generator_losses(self, batch: dict[str, Any], fake: Tensor) -> dict[str, tuple[Tensor, float]]:  # noqa: ARG002
         """What else the generator minimises in this step: scalar and weight by name; a recipe may add terms."""
         return {}
 
-    @property
-    def images_averaged(self) -> int:
-        """Images since the moving average began, for its ramp-up."""
-        return self.images_seen
+    def train_discriminators(self, photo: Tensor, edit: Tensor, fake: Tensor) -> None:
+        """Let what judges edits learn from a batch; ``fake`` comes without gradient."""
+        self.log("train/discriminator", self.discriminator_step(self.discriminator, 1, photo, edit, fake))
+
+    def discriminator_step(
+        self, discriminator: nn.Module, optimizer: int, photo: Tensor, edit: Tensor, fake: Tensor
+    ) -> Tensor:
+        """One step of a discriminator.
+
+        Args:
+            discriminator: A ``Discriminator``.
+            optimizer: Place of its optimizer in ``configure_optimizers``.
+            photo: (B, 3, H, W) in [-1, 1].
+            edit: The teacher's edits, likewise.
+            fake: The generator's, likewise, without gradient.
+
+        Returns:
+            Its loss, a scalar.
+        """
+        stepped = self.optimizers()[optimizer]  # type: ignore[index]
+        with self.toggled_optimizer(stepped):
+            # one pass over both halves: no norm of a Discriminator looks across the batch
+            logits = discriminator(torch.cat((photo, photo)), torch.cat((edit, fake)))
+            loss = self.adversarial_loss.discriminator(*logits.chunk(2))
+            self.manual_backward(loss)
+            stepped.step()
+            stepped.zero_grad()
+        return loss.detach()
 
     def _decay_learning_rate(self, *optimizers: Any) -> None:
         if self.learning_rate_decay is not None:
             factor = self.learning_rate_decay(self.images_seen)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = factor * group["initial_lr"]
+                    group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
 
-    @torch.no_grad()
     def update_average(self, batch_images: int) -> None:
         """Move the averages towards the weights.
 
@@ -213,16 +223,8 @@ class PairedGAN(LightningModule):
         pairs: list[tuple[nn.Module, nn.Module]] = [(self.generator, self.generator_ema)]
         if self.text_encoder_ema is not self.text_encoder:
             pairs.append((self.text_encoder, self.text_encoder_ema))
-        averaged: list[Tensor] = []
-        current: list[Tensor] = []
-        for network, network_ema in pairs:
-            for parameter, parameter_ema in zip(network.parameters(), network_ema.parameters(), strict=True):
-                if parameter.requires_grad:
-                    averaged.append(parameter_ema)
-                    current.append(parameter)
-            for buffer, buffer_ema in zip(network.buffers(), network_ema.buffers(), strict=True):
-                buffer_ema.copy_(buffer)
-        self.moving_average.update(averaged, current, batch_images, self.images_averaged + batch_images)
+        images_seen = self.earlier_images + self.images_seen + batch_images
+        self.moving_average.update_networks(pairs, batch_images, images_seen)
 
     def forward(self, photo: Tensor, concepts: list[str]) -> Tensor:
         """Edit photos with the averaged generator.
@@ -309,6 +311,7 @@ class PairedGAN(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the clock and the concepts, with their tokens where they are no weights."""
         checkpoint["images_seen"] = self.images_seen
+        checkpoint["earlier_images"] = self.earlier_images
         checkpoint["prompts"] = self.prompts
         if not self.text_encoder.learns:
             checkpoint["encoded_prompts"] = {
@@ -329,6 +332,7 @@ class PairedGAN(LightningModule):
         if not {"images_seen", "prompts"} <= checkpoint.keys():
             raise ValueError("the checkpoint is not of a base or an adapter: it has no images_seen and prompts")
         self.images_seen = checkpoint["images_seen"]
+        self.earlier_images = checkpoint.get("earlier_images", 0)
         self.add_concepts(checkpoint["prompts"])
         if "encoded_prompts" in checkpoint:
             encoded = checkpoint["encoded_prompts"]
@@ -338,17 +342,4 @@ class PairedGAN(LightningModule):
                     f"{self.text_encoder.identity}; set model.text_encoder to the one that it was trained with"
                 )
             self.text_encoder.remember(encoded["tokens"])
-        found, expected = checkpoint["state_dict"], self.state_dict()
-        problems = [f"{name} is missing" for name in expected if name not in found]
-        problems += [f"{name} is unknown here" for name in found if name not in expected]
-        problems += [
-            f"{name} is {tuple(found[name].shape)} there and {tuple(tensor.shape)} here"
-            for name, tensor in expected.items()
-            if name in found and found[name].shape != tensor.shape
-        ]
-        if problems:
-            raise ValueError(
-                f"the checkpoint is of another architecture: {'; '.join(problems[:3])}"
-                f"{f' and {len(problems) - 3} more' if len(problems) > 3 else ''}. "
-                "Use the config.yaml that stands beside the checkpoint's folder"
-            )
+        refuse_other_weights(checkpoint["state_dict"], self.state_dict())

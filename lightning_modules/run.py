@@ -5,16 +5,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-import yaml
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 from peft import PeftModel
+from torch import nn
 
+from lightning_modules.run_state import read_checkpoint, read_config
 from pocketgan.adapters import SwitchableGenerator
 
 if TYPE_CHECKING:
     from lightning_modules.paired_gan import PairedGAN
+    from lightning_modules.unpaired_gan import UnpairedGAN
 
 
 @contextmanager
@@ -37,26 +38,6 @@ def constructor_errors_unwrapped() -> Iterator[None]:
         raise cause from None
 
 
-def _read_config(run: Path) -> dict[str, Any]:
-    file = run / "config.yaml"
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{run} is not a run folder: it holds no config.yaml; give the folder of a `pocketgan fit`"
-        )
-    config: dict[str, Any] = yaml.safe_load(file.read_text())
-    return config
-
-
-def trained_data_of(run: Path) -> dict[str, Any]:
-    """Arguments of the datamodule that a run was trained with.
-
-    Raises:
-        FileNotFoundError: The folder is no run.
-    """
-    arguments: dict[str, Any] = _read_config(run)["data"]["init_args"]
-    return arguments
-
-
 def without_text_encoder(text_encoder: Any, state: dict[str, Any]) -> dict[str, Any] | None:
     """Config of a text encoder that serves a checkpoint's prompts from what it stores.
 
@@ -75,8 +56,8 @@ def without_text_encoder(text_encoder: Any, state: dict[str, Any]) -> dict[str, 
     return {"class_path": "pocketgan.text.EncodedPrompts", "init_args": arguments}
 
 
-def load_run(run: Path, checkpoint: str = "last.ckpt") -> "PairedGAN":
-    """Load a trained model: ``config.yaml`` says what it is, ``checkpoints/`` holds its weights.
+def load_module(run: Path, checkpoint: str = "last.ckpt") -> LightningModule:
+    """Load a trained GAN of any kind: ``config.yaml`` says what it is, ``checkpoints/`` holds its weights.
 
     Args:
         run: Run folder of a ``fit``.
@@ -89,33 +70,83 @@ def load_run(run: Path, checkpoint: str = "last.ckpt") -> "PairedGAN":
         FileNotFoundError: The folder is no run, or the run has no such checkpoint yet.
         ValueError: The checkpoint is of another architecture than config.yaml says.
     """
-    import lightning_modules as modules
-
-    config, weights_file = _read_config(run), run / "checkpoints" / checkpoint
-    if not weights_file.is_file():
-        found = ", ".join(sorted(file.name for file in weights_file.parent.glob("*.ckpt"))) or "none"
-        raise FileNotFoundError(f"run {run} has no checkpoint {checkpoint} (found: {found}); let its `fit` reach one")
+    config = read_config(run)
     arguments = config["model"]["init_args"]
-    # measuring is for `test`: a model is used without the weights that its metrics need
-    arguments["quality"] = {"class_path": "EditQuality", "init_args": {"feature_extractor": None, "lpips": False}}
+    if "quality" in arguments:
+        # measuring is for `test`: a model is used without the weights that its metrics need
+        left_out = {"feature_extractor": None, "lpips": False}
+        measured = arguments["quality"].setdefault("init_args", {})
+        measured.update({name: value for name, value in left_out.items() if name in measured})
     if "base" in arguments and not Path(arguments["base"]).exists():
         arguments["base"] = str(run.parent / Path(arguments["base"]).name)  # moved together with this run
-    state = torch.load(weights_file, map_location="cpu", weights_only=True)
+    state = read_checkpoint(run, checkpoint)
     if "text_encoder" in arguments:
         arguments["text_encoder"] = without_text_encoder(arguments["text_encoder"], state) or arguments["text_encoder"]
     if "allocated_ranks" in state:
         arguments["ranks"] = state["allocated_ranks"]  # a rank file may be gone
+    module: LightningModule = _instantiated(LightningModule, config["model"])
+    module.on_load_checkpoint(state)
+    module.load_state_dict(state["state_dict"])
+    return module.eval()
+
+
+def _instantiated(cls: type, config: dict[str, Any]) -> Any:
+    """An object of a config's class, which is a subclass of ``cls``."""
+    import lightning_modules  # noqa: F401  short class names are found among imported classes
+
     parser = LightningArgumentParser(exit_on_error=False)
-    parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
+    parser.add_subclass_arguments(cls, "made", required=True)
     with constructor_errors_unwrapped():
-        module = parser.instantiate(parser.parse_object({"model": config["model"]})).model
+        return parser.instantiate(parser.parse_object({"made": config})).made
+
+
+def fresh_discriminator(run: Path) -> nn.Module:
+    """A run's discriminator as it was before any training: its class and sizes, random weights.
+
+    Raises:
+        FileNotFoundError: The folder, or the base that it names, is no run.
+    """
+    arguments = read_config(run)["model"]["init_args"]
+    while "discriminator" not in arguments:  # an adapter has its base's
+        base = Path(arguments["base"])
+        run = base if base.exists() else run.parent / base.name
+        arguments = read_config(run)["model"]["init_args"]
+    discriminator: nn.Module = _instantiated(nn.Module, arguments["discriminator"])
+    return discriminator
+
+
+def load_run(run: Path, checkpoint: str = "last.ckpt") -> "PairedGAN":
+    """Load a trained base, adapter or student: ``load_module``, but of what edits photos.
+
+    Raises:
+        FileNotFoundError: As ``load_module``.
+        ValueError: As ``load_module``, or the run is of another kind.
+    """
+    import lightning_modules as modules
+
+    module = load_module(run, checkpoint)
     if not isinstance(module, modules.PairedGAN):
         raise ValueError(
             f"run {run} holds a {type(module).__name__}, which edits no photos; give a base or adapter run"
         )
-    module.on_load_checkpoint(state)
-    module.load_state_dict(state["state_dict"])
-    return module.eval()
+    return module
+
+
+def load_unpaired_run(run: Path, checkpoint: str = "last.ckpt") -> "UnpairedGAN":
+    """Load a trained GAN on single images: ``load_module``, but of what makes images of noise.
+
+    Raises:
+        FileNotFoundError: As ``load_module``.
+        ValueError: As ``load_module``, or the run is of another kind.
+    """
+    import lightning_modules as modules
+
+    module = load_module(run, checkpoint)
+    if not isinstance(module, modules.UnpairedGAN):
+        raise ValueError(
+            f"run {run} holds a {type(module).__name__}, which makes no images of noise; give an UnpairedGAN's run"
+        )
+    return module
 
 
 def load_base(base: Path) -> "PairedGAN":

@@ -21,7 +21,7 @@ def last_figures(run: Path, stage: str) -> dict[str, float]:
         ValueError: The run has no figures of this stage.
     """
     with (run / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row.get(f"{stage}/reconstruction")]
+        rows = [row for row in csv.DictReader(file) if any(name.startswith(f"{stage}/") and row[name] for name in row)]
     if not rows:
         raise ValueError(f"{run}/metrics.csv holds no {stage} figures; measure it with `pocketgan {stage}`")
     prefix = f"{stage}/"

@@ -1,8 +1,10 @@
 """Learning rates and averages over a run, counted in images."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
@@ -64,3 +66,25 @@ class MovingAverage:
         """
         halflife = min(self.halflife_images, self.rampup_ratio * images_seen)
         get_ema_multi_avg_fn(0.5 ** (images / halflife))(averages, weights, 0)
+
+    @torch.no_grad()
+    def update_networks(self, networks: Iterable[tuple[nn.Module, nn.Module]], images: int, images_seen: int) -> None:
+        """Move averaged copies of networks in place.
+
+        Parameters that do not train stay as they are; buffers, such as batch norm's statistics, are copied.
+
+        Args:
+            networks: Each with its averaged copy.
+            images: Of the step that the networks have just made.
+            images_seen: With that step's.
+        """
+        averages: list[Tensor] = []
+        weights: list[Tensor] = []
+        for network, averaged in networks:
+            for parameter, average in zip(network.parameters(), averaged.parameters(), strict=True):
+                if parameter.requires_grad:
+                    averages.append(average)
+                    weights.append(parameter)
+            for buffer, copied in zip(network.buffers(), averaged.buffers(), strict=True):
+                copied.copy_(buffer)
+        self.update(averages, weights, images, images_seen)

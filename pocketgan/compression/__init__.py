@@ -7,7 +7,14 @@ from pocketgan.compression.folding import pruned_with_constants
 from pocketgan.compression.kept_share import KeptShare
 from pocketgan.compression.latency_budget import LatencyBudget
 from pocketgan.compression.pruning_rule import PruningRule
+from pocketgan.compression.public_discriminator import (
+    PublicBigGANDiscriminator,
+    PublicDiscriminator,
+    PublicRosinalityDiscriminator,
+    PublicStyleGAN2AdaDiscriminator,
+)
 from pocketgan.compression.quality_budget import QualityBudget
+from pocketgan.compression.teacher_discriminator import TeacherDiscriminator
 
 __all__ = [
     "ChannelGraph",
@@ -18,7 +25,12 @@ __all__ = [
     "LatencyBudget",
     "LatencyTarget",
     "PruningRule",
+    "PublicBigGANDiscriminator",
+    "PublicDiscriminator",
+    "PublicRosinalityDiscriminator",
+    "PublicStyleGAN2AdaDiscriminator",
     "QualityBudget",
+    "TeacherDiscriminator",
     "effective_scales",
     "layer_macs",
     "macs_per_unit",

@@ -5,6 +5,7 @@ from pocketgan.metrics.edit_quality import EditQuality, reference_features
 from pocketgan.metrics.efficientnet_lite0_features import EfficientNetLite0Features
 from pocketgan.metrics.feature_extractor import FeatureExtractor
 from pocketgan.metrics.frozen_module import FrozenModule
+from pocketgan.metrics.image_set_quality import ImageSetQuality
 from pocketgan.metrics.inception_features import InceptionFeatures
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "EfficientNetLite0Features",
     "FeatureExtractor",
     "FrozenModule",
+    "ImageSetQuality",
     "InceptionFeatures",
     "frechet_distance",
     "kernel_distance",

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
-from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
+from torchmetrics.utilities import rank_zero_warn
 
 from pocketgan.files import write_whole
-from pocketgan.metrics.distance import frechet_distance, kernel_distance, kernel_distance_interval
 from pocketgan.metrics.feature_extractor import FeatureExtractor
 from pocketgan.metrics.frozen_module import FrozenModule
+from pocketgan.metrics.gathered_features import GatheredFeatures, set_distances
 
 _ALEXNET_FILE_NAME = "alexnet-owt-7be5be79.pth"
 
@@ -53,7 +53,7 @@ class EditQuality(FrozenModule):
         self.lpips = MeanMetric(nan_strategy="disable")
         self.lpips_network = _lpips_network(lpips)
         self.feature_extractor = feature_extractor
-        self.concept_features = _ConceptFeatures()
+        self.concept_features = GatheredFeatures(feature_extractor.feature_size if feature_extractor else 0)
         self.reference: dict[str, Tensor] = {}
         self._has_warned = False
         self.eval()
@@ -154,25 +154,11 @@ class EditQuality(FrozenModule):
         return torch.tensor([self.concepts.index(concept) for concept in concepts])
 
     def _distances(self, extractor: FeatureExtractor) -> dict[str, Tensor]:
-        # an empty batch, so that a rank without images has something of the right shape to gather
-        device = self.concept_features.device
-        self.concept_features.update(
-            torch.empty(0, extractor.feature_size, device=device),
-            torch.empty(0, dtype=torch.long, device=device),
-        )
-        # float64 is not to be had on every accelerator, and an SVD is no slower on the CPU
-        features, numbers = (state.cpu() for state in self.concept_features.compute())
+        features, numbers = self.concept_features.gathered()
         pairs = [(features[numbers == number], self.reference[name]) for number, name in enumerate(self.concepts)]
         image_counts = [min(len(fake), len(reference)) for fake, reference in pairs]
         images_per_concept = min(image_counts, default=0)
-        values = {"images_per_concept": torch.tensor(images_per_concept)}
-        if images_per_concept >= 2:
-            values[extractor.frechet_name] = torch.stack([frechet_distance(*pair) for pair in pairs]).mean()
-            values[extractor.kernel_name] = torch.stack([kernel_distance(*pair) for pair in pairs]).mean()
-        if images_per_concept >= 3:
-            lows, highs = zip(*(kernel_distance_interval(*pair) for pair in pairs), strict=True)
-            values[f"{extractor.kernel_name}_low"] = torch.stack(lows).mean()
-            values[f"{extractor.kernel_name}_high"] = torch.stack(highs).mean()
+        values = {"images_per_concept": torch.tensor(images_per_concept), **set_distances(extractor, pairs)}
         if images_per_concept < 2 and not self._has_warned:
             self._has_warned = True
             fewest = self.concepts[image_counts.index(images_per_concept)] if pairs else "(no reference)"
@@ -255,25 +241,3 @@ def _lpips_network(lpips: bool | None) -> nn.Module | None:
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
     return LearnedPerceptualImagePatchSimilarity(net_type="alex").net
-
-
-class _ConceptFeatures(Metric):
-    """Features of all images with their concepts' numbers, gathered over ranks."""
-
-    full_state_update = False
-    features: list[Tensor]
-    concept_numbers: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("features", default=[], dist_reduce_fx="cat")
-        self.add_state("concept_numbers", default=[], dist_reduce_fx="cat")
-
-    def update(self, features: Tensor, concept_numbers: Tensor) -> None:
-        """Take in (B, D) features and B concept numbers."""
-        self.features.append(features.float())
-        self.concept_numbers.append(concept_numbers)
-
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Return (N, D) features and N concept numbers of all ranks."""
-        return dim_zero_cat(self.features), dim_zero_cat(self.concept_numbers)

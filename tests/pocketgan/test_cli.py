@@ -12,9 +12,10 @@ import torch
 import yaml
 from PIL import Image
 from tiny import CONFIGS, TINY_CONFIGS, config_of, fit_adapter, fit_base, real_photos
+from tiny_gan import make_image_folder
 from tiny_text_encoder import make_text_encoder
 
-from lightning_modules import LoRAAdaptation, load_run
+from lightning_modules import LoRAAdaptation, load_run, load_unpaired_run
 from pocketgan import cli, commands
 from pocketgan.cli import main
 from pocketgan.images import to_image
@@ -262,18 +263,43 @@ TINY_RUNS = [
 ]
 
 
+def stage_one_of(config):
+    return config.with_name(config.name.replace("stage2", "stage1"))
+
+
+def run_on_single_images(config, folder):
+    images = make_image_folder(folder / "images")
+    words = [f"--data.root={images}", f"--trainer.default_root_dir={folder / 'run'}"]
+    if "    start: start" in config.read_text():
+        for name in ("start", "teacher"):
+            first = [f"-c={stage_one_of(config)}", f"--data.root={images}"]
+            main(["fit", *first, f"--trainer.default_root_dir={folder / name}"])
+            words.append(f"--model.{name}={folder / name}")
+    main(["fit", f"-c={config}", *words])
+    for command in ("validate", "test"):
+        main([command, f"-c={folder / 'run' / 'config.yaml'}"])
+    assert load_unpaired_run(folder / "run").images_seen == 24
+
+
 @pytest.mark.parametrize("config", TINY_RUNS, ids=lambda path: "/".join(path.parts[-2:]))
 def test_every_tiny_config_runs_end_to_end(config, trained, tmp_path):
-    run = tmp_path / "run"
+    run, text = tmp_path / "run", config.read_text()
+    if "UnpairedImages" in text:
+        run_on_single_images(config, tmp_path)
+        return
     root = trained["pairs"]
-    if "StreamedPairs" in config.read_text():
+    if "StreamedPairs" in text:
         root = tmp_path / "chunks"
         main(["pairs", "convert", str(trained["pairs"]), "--to=litdata", f"--out={root}"])
     words = [f"-c={config}", f"--data.root={root}", f"--trainer.default_root_dir={run}"]
-    if "    base:" in config.read_text():
+    if "    base:" in text:
         # what is made narrower knows its concepts already
-        base = trained["adapter" if "ChannelCondensation" in config.read_text() else "base"]
+        base = trained["adapter" if "ChannelCondensation" in text else "base"]
         words.append(f"--model.base={base}")
+    if "    start: start" in text:
+        first = [f"-c={stage_one_of(config)}", f"--data.root={root}"]
+        main(["fit", *first, f"--trainer.default_root_dir={tmp_path / 'start'}", "--data.concepts=[sepia]"])
+        words += [f"--model.start={tmp_path / 'start'}", f"--model.teacher={trained['adapter']}"]
     clip = make_text_encoder(tmp_path / "clip")
     main(["fit", *words, "--data.concepts=[sepia]"])
     shutil.rmtree(clip)  # a run carries the tokens of its prompts

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from pocketgan.schedule import LinearDecay, MovingAverage
 
@@ -22,6 +23,19 @@ def test_average_by_hand():
     torch.testing.assert_close(average, torch.tensor([3.0, 3.0]))
     MovingAverage(8, 0.5).update([average], [weight], 4, 8)  # ramped up to a half-life of 4
     torch.testing.assert_close(average, torch.tensor([4.0, 3.0]))
+
+
+def test_networks_average_their_parameters_and_copy_their_buffers():
+    network, averaged = nn.BatchNorm1d(2), nn.BatchNorm1d(2).requires_grad_(False)
+    network.bias.requires_grad_(False)
+    with torch.no_grad():
+        network.weight.fill_(5)
+        network.bias.fill_(5)
+        network.running_mean.fill_(7)
+    MovingAverage(8, float("inf")).update_networks([(network, averaged)], 8, 8)  # one half-life
+    assert averaged.weight.tolist() == [3, 3]
+    assert averaged.bias.tolist() == [0, 0]  # it does not train
+    assert averaged.running_mean.tolist() == [7, 7]
 
 
 def test_averages_that_cannot_be():
