@@ -1,7 +1,7 @@
 """The adversarial step that all paired image-to-image GANs here share."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pocketgan.adapters import merge
+from pocketgan.compression import restore_masks, sparsity_of
 from pocketgan.losses import AdversarialLoss, ReconstructionLoss
 from pocketgan.metrics import EditQuality
 from pocketgan.networks import Discriminator, Generator
@@ -43,6 +44,10 @@ class PairedGAN(LightningModule):
         channels_last: Keep feature maps in channels-last memory; meant for GPUs, on the CPU it was slower
             (benchmarks/training_step.md).
         compile_networks: Run generator and discriminator through ``torch.compile``.
+
+    Attributes:
+        extra_terms: A callback's hook into the generator's loss: each is called in a training step with the batch and
+            the edits (B, 3, H, W), and its scalar is added.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class PairedGAN(LightningModule):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.images_seen = 0
         self.prompts: dict[str, str] = {}
+        self.extra_terms: list[Callable[[dict[str, Any], Tensor], Tensor]] = []
 
     @property
     def concepts(self) -> list[str]:
@@ -153,7 +159,8 @@ class PairedGAN(LightningModule):
             fake = self.generator(photo, self.prompt_tokens(batch))
             adversarial = self.adversarial_loss.generator(self.discriminator(photo, fake))
             reconstruction = self.reconstruction_loss(fake, edit)
-            self.manual_backward(self.adversarial_weight * adversarial + self.reconstruction_weight * reconstruction)
+            objective = self.adversarial_weight * adversarial + self.reconstruction_weight * reconstruction
+            self.manual_backward(objective + sum(term(batch, fake) for term in self.extra_terms))
             generator_optimizer.step()
             generator_optimizer.zero_grad()
 
@@ -230,7 +237,7 @@ class PairedGAN(LightningModule):
             )
 
     def deployed(self, concept: str) -> nn.Module:
-        """The network of one concept for a device: averaged weights, adapter folded in, prompt as constants.
+        """The network of one concept for a device: averaged weights, adapter and masks folded in, prompt as constants.
 
         Args:
             concept: A known concept.
@@ -288,9 +295,11 @@ class PairedGAN(LightningModule):
         self._report("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the clock and the concepts, with their tokens where they are no weights."""
+        """Store the clock and the concepts, with their tokens where they are no weights, and where masks are."""
         checkpoint["images_seen"] = self.images_seen
         checkpoint["prompts"] = self.prompts
+        if patterns := sparsity_of(self.generator):
+            checkpoint["sparsity"] = patterns
         if not self.text_encoder.learns:
             checkpoint["encoded_prompts"] = {
                 "token_size": self.text_encoder.token_size,
@@ -319,6 +328,9 @@ class PairedGAN(LightningModule):
                     f"{self.text_encoder.identity}; set model.text_encoder to the one that it was trained with"
                 )
             self.text_encoder.remember(encoded["tokens"])
+        for network in (self.generator, self.generator_ema):
+            if "sparsity" in checkpoint:
+                restore_masks(network, checkpoint["sparsity"])
         found, expected = checkpoint["state_dict"], self.state_dict()
         problems = [f"{name} is missing" for name in expected if name not in found]
         problems += [f"{name} is unknown here" for name in found if name not in expected]

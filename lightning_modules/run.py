@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from peft import PeftModel
 
 from pocketgan.adapters import SwitchableGenerator
+from pocketgan.compression import bake_masks
 
 if TYPE_CHECKING:
     from lightning_modules.paired_gan import PairedGAN
@@ -119,7 +120,7 @@ def load_run(run: Path, checkpoint: str = "last.ckpt") -> "PairedGAN":
 
 
 def load_base(base: Path) -> "PairedGAN":
-    """Load a run that others can start from: ``load_run``, but of a whole generator.
+    """Load a run that others can start from: ``load_run``, but of a whole generator, its masks baked into its weights.
 
     Raises:
         FileNotFoundError: As ``load_run``.
@@ -128,6 +129,8 @@ def load_base(base: Path) -> "PairedGAN":
     trained = load_run(base)
     if isinstance(trained.generator, PeftModel):
         raise ValueError(f"{base} holds an adapter; give its base instead, which its config.yaml names")
+    for network in (trained.generator, trained.generator_ema):
+        bake_masks(network)
     return trained
 
 
