@@ -135,7 +135,7 @@ class NToMSparsity(SparsityCallback):
             assert isinstance(module, DiffusionTraining)
             teacher = load_class_pipeline(Path(str(self.teacher))).unet
         for name in ("in_channels", "out_channels", "num_class_embeds", "num_embeds_ada_norm"):
-            ours, theirs = (getattr(network.config, name, None) for network in (module.denoiser, teacher))  # type: ignore[union-attr]
+            ours, theirs = (getattr(network.config, name, None) for network in (module.denoiser, teacher))
             if ours != theirs:
                 raise ValueError(
                     f"the teacher {self.teacher} has {name} {theirs}, the network here {ours}; give a dense network of "
