@@ -2,7 +2,6 @@
 
 import copy
 import csv
-import json
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ import yaml
 from checkpoints import assert_same, state, weights
 from diffusers import DiTTransformer2DModel
 from lightning.pytorch import LightningModule, Trainer
-from safetensors.torch import load_file
 from tiny import TINY_CONFIGS, real_photos
 from tiny_dit import fit_dit, make_class_folders, make_pipeline
 from torch import nn
@@ -19,6 +17,7 @@ from two_ranks import fit_on_two_ranks
 from callbacks import NToMSparsity, ProgressiveSparsity
 from datamodules import PairedImages
 from lightning_modules import BaseGAN, load_base, load_run
+from pocketgan.adapters import load_diffusion_adapter
 from pocketgan.class_pipeline import load_class_pipeline
 from pocketgan.cli import main
 from pocketgan.compression import CubicSparsity, NToMStage, find_masks, is_n_to_m, kept_count, weight_layers
@@ -32,6 +31,11 @@ INTERVAL = "--trainer.val_check_interval=1"
 TWO_TO_FOUR = [NToMStage(0, 2, 4)]
 DENSE = {"stem.0", "head.0"}
 LADDER = '[{"start_images": 0, "kept": 2, "group_size": 4}]'
+PRUNING = (
+    "--trainer.callbacks+=ProgressiveSparsity", "--trainer.callbacks.final_sparsity=0.8",
+    "--trainer.callbacks.start_images=4", "--trainer.callbacks.end_images=16", "--trainer.callbacks.every_images=4",
+)  # fmt: skip
+CLIMBING = ("--trainer.callbacks+=NToMSparsity", f"--trainer.callbacks.ladder={LADDER}")
 
 
 def fit(config, pairs, run, *arguments):
@@ -110,15 +114,8 @@ def test_pruning_follows_its_schedule(pair_set, every_images):
             assert not (found[name] & ~mask).any()
         before = found
     assert set(before) == set(weight_layers(model.generator)) - DENSE
-    largest_out, smallest_in = 0.0, 1.0
-    for name, layer in weight_layers(model.deployed("sepia")).items():
-        key = name.removeprefix("generator.")
-        if key in before and before[key].shape == layer.layer.weight.shape:
-            assert not layer.layer.weight[~before[key]].any()
-    # one threshold for all layers: sparsities differ
-    shares = {round(float(mask.float().mean()), 2) for mask in before.values()}
-    assert len(shares) > 3
-    assert largest_out <= smallest_in
+    # one threshold for all layers: their shares differ
+    assert len({round(float(mask.float().mean()), 2) for mask in before.values()}) > 3
 
 
 def test_one_shot_is_before_the_first_step(pair_set):
@@ -173,8 +170,7 @@ def test_the_ladder_is_climbed(pair_set):
         assert is_n_to_m(layer.weight, 2, 4) == (name not in DENSE)
 
 
-@pytest.mark.parametrize("config", ["progressive", "two_to_four"])
-@pytest.mark.parametrize("images", [8, 12])
+@pytest.mark.parametrize(("config", "images"), [("progressive", 8), ("two_to_four", 12)])
 def test_resumed_equals_uninterrupted(pair_set, tmp_path, config, images):
     words = (f"sparsity/{config}", pair_set)
     whole = fit(*words, tmp_path / "whole", INTERVAL)
@@ -211,7 +207,7 @@ def sparse(trained, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["base", "pruned", "adapter"])
-def test_what_is_deployed_is_what_was_measured(sparse, name, tmp_path):
+def test_what_is_deployed_is_what_was_measured(sparse, trained, name, tmp_path):
     run = load_run(sparse[name])
     photo, concept = torch.stack(real_photos(2, 32)), run.concepts[0]
     with torch.no_grad():
@@ -223,18 +219,14 @@ def test_what_is_deployed_is_what_was_measured(sparse, name, tmp_path):
         for layer_name, (layer, _) in weight_layers(network).items():
             if not layer_name.endswith(("stem.0", "head.0")) and "cross_attention" not in layer_name:
                 assert is_n_to_m(layer.weight, 2, 4), layer_name
-    OnnxExporter().export(network, tmp_path / "x.onnx", {"concept": concept}, 32, 8)
-    exported = OnnxExporter().load(tmp_path / "x.onnx")
-    torch.testing.assert_close(exported(photo), expected, atol=1e-3, rtol=0)
-    dense = OnnxExporter()
-    dense.export(load_run(sparse["base"]).deployed("inverted"), tmp_path / "y.onnx", {"concept": "x"}, 32, 8)
-    assert abs((tmp_path / "x.onnx").stat().st_size - (tmp_path / "y.onnx").stat().st_size) < 1000
-
-
-def test_the_command_line_exports_and_tests_a_sparse_adapter(sparse, tmp_path):
-    main(["export", str(sparse["adapter"]), f"--out={tmp_path}"])
-    assert json.loads((tmp_path / "sepia.json").read_text())["max_difference"] < 1e-3
-    main(["test", f"-c={sparse['adapter'] / 'config.yaml'}"])
+    # folding the prompt leaves plain layers of the dense network's shapes
+    dense = load_run(trained["base"]).deployed("inverted").state_dict()
+    assert {key: value.shape for key, value in network.state_dict().items()} == {
+        key: value.shape for key, value in dense.items()
+    }
+    if name == "adapter":  # tests/pocketgan/test_cli.py exports each
+        OnnxExporter().export(network, tmp_path / "x.onnx", {"concept": concept}, 32, 8)
+        torch.testing.assert_close(OnnxExporter().load(tmp_path / "x.onnx")(photo), expected, atol=1e-3, rtol=0)
 
 
 def test_a_run_is_loaded_without_its_callback(sparse, tmp_path):
@@ -257,6 +249,16 @@ def test_a_base_is_plain_and_sparse_for_what_builds_on_it(sparse):
     for name, (layer, lora) in weight_layers(adapter.generator_ema).items():
         if lora is None:
             assert torch.equal(layer.weight, weight_layers(base.generator_ema)[name].layer.weight)
+
+
+def test_a_sparse_base_is_fine_tuned_in_full(sparse, trained, tmp_path):
+    run = fit(
+        "full_fine_tuning/e2gan", trained["pairs"], tmp_path / "run", "--data.concepts=[sepia]",
+        f"--model.base={sparse['base']}", *PRUNING,
+    )  # fmt: skip
+    found = masks(load_run(run).generator_ema)
+    total = sum(mask.numel() for mask in found.values())
+    assert sum(int(mask.sum()) for mask in found.values()) == kept_count(total, 0.8)
 
 
 def test_teacher_pulls_the_edits(trained, pair_set, tmp_path):
@@ -304,13 +306,6 @@ def images(tmp_path_factory):
     return make_class_folders(tmp_path_factory.mktemp("images"))
 
 
-PRUNING = (
-    "--trainer.callbacks+=ProgressiveSparsity", "--trainer.callbacks.final_sparsity=0.8",
-    "--trainer.callbacks.start_images=4", "--trainer.callbacks.end_images=16", "--trainer.callbacks.every_images=4",
-)  # fmt: skip
-CLIMBING = ("--trainer.callbacks+=NToMSparsity", f"--trainer.callbacks.ladder={LADDER}")
-
-
 @pytest.mark.parametrize("callback", [PRUNING, CLIMBING], ids=["pruning", "climbing"])
 def test_diffusion_from_scratch(images, tmp_path, callback):
     def fitted(run, *arguments):
@@ -340,13 +335,12 @@ def test_diffusion_transformer(images, tmp_path, callback):
     fit_dit(images, base, parts, *words, "--ckpt_path=last")
     assert_same(state(parts), state(whole))
     main(["test", f"-c={whole / 'config.yaml'}"])
-    stored = load_file(whole / "adapter" / "adapter.safetensors")
     plain = DiTTransformer2DModel.from_pretrained(base, subfolder="transformer")
-    assert set(stored) == set(dict(plain.named_parameters()))
-    weight = stored["transformer_blocks.1.ff.net.2.weight"]
+    load_diffusion_adapter(plain, whole / "adapter")
+    weight = plain.transformer_blocks[1].ff.net[2].weight
     if callback is CLIMBING:
         assert is_n_to_m(weight, 2, 4)
-        assert not is_n_to_m(stored["proj_out_2.weight"], 2, 4)
+        assert not is_n_to_m(plain.proj_out_2.weight, 2, 4)
     else:
         assert (weight == 0).any()
 
@@ -405,7 +399,7 @@ def test_further_refusals(pair_set):
         NToMSparsity(TWO_TO_FOUR, distillation_weight=-1)
     with pytest.raises(ValueError, match="give shares of zeros"):
         ProgressiveSparsity(1.0, 0, 10, 1)
-    with pytest.raises(TypeError, match="NToMSparsity serves BaseGAN, .* this run trains a LightningModule"):
+    with pytest.raises(TypeError, match=r"NToMSparsity serves BaseGAN, .* this run trains a LightningModule"):
         NToMSparsity(TWO_TO_FOUR).networks(LightningModule())
     pruning = ProgressiveSparsity(0.5, 0, 10, 1)
     with pytest.raises(ValueError, match="is parametrised already; give one sparsity callback"):
