@@ -5,6 +5,7 @@ from pathlib import Path
 from callbacks.result_writer import ResultWriter
 from lightning_modules import DiffusionAdaptation
 from pocketgan.adapters import save_diffusion_adapter
+from pocketgan.compression import plain_tensors
 
 
 class DiffusionAdapterWriter(ResultWriter):
@@ -20,7 +21,7 @@ class DiffusionAdapterWriter(ResultWriter):
         save_diffusion_adapter(
             run / "adapter",
             module.adapter,
-            module.averaged,
+            plain_tensors(module.transformer, module.averaged),
             module.classes,
             module.new_classes,
             module.base_sha256,

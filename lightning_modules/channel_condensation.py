@@ -120,6 +120,7 @@ class ChannelCondensation(PairedGAN):
         self.notch_begun_images = 0
         self.last_good: dict[str, Any] | None = None  # of a quality budget: kept units and weights
         self.is_settled = False
+        self.extra_terms.append(self._stage_terms)
         self._graph = self._graph_of(self.generator)
         # what the graph misreads shows at once, not after the first stage
         self._graph.pruned({name: list(range(max(group.units - 1, 1))) for name, group in self._graph.groups.items()})
@@ -191,23 +192,23 @@ class ChannelCondensation(PairedGAN):
         with _outputs(self.generator, self._norms()) as self._features:
             super().training_step(batch, batch_index)
 
-    def further_generator_losses(self, batch: dict[str, Any], fake: Tensor) -> dict[str, tuple[Tensor, float]]:
-        """Concentration in the first stage, the teacher's terms in the last."""
+    def _stage_terms(self, batch: dict[str, Any], fake: Tensor) -> Tensor:
+        """Concentration in the first stage, the teacher's terms in the last; a weighted sum."""
         if self.is_condensing:
             concentration = ConcentrationLoss(self._costs)(effective_scales(self.generator, self._graph))
-            return {"concentration": (concentration, self.concentration_weight)}
+            self.log("train/concentration", concentration)
+            return self.concentration_weight * concentration
         if self.teacher is None:
-            return {}
+            return fake.new_zeros(())
         with torch.no_grad(), _outputs(self.teacher, self._norms()) as expected:
             edits = self.teacher(batch["photo"], self.prompt_tokens(batch))
         places = self._kept_places()
         distances = [
             l1_loss(self._features[name], expected[name][:, places[name].to(fake.device)]) for name in expected
         ]
-        return {
-            "teacher_image": (l1_loss(fake, edits), self.teacher_image_weight),
-            "teacher_feature": (torch.stack(distances).mean(), self.teacher_feature_weight),
-        }
+        image, feature = l1_loss(fake, edits), torch.stack(distances).mean()
+        self.log_dict({"train/teacher_image": image, "train/teacher_feature": feature})
+        return self.teacher_image_weight * image + self.teacher_feature_weight * feature
 
     def _norms(self) -> list[str]:
         return [member.layer for group in self._graph.groups.values() for member in group.of_role("normalises")]

@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from lightning_modules.diffusion_module import DiffusionModule
 from pocketgan.adapters import DiffusionAdapter, load_trained, null_label, prepare_classes, trained_parameters
+from pocketgan.compression import is_mask
 from pocketgan.digest import weights_digest
 from pocketgan.dit_pipeline import load_scheduler, load_transformer
 from pocketgan.losses import DiffusionLoss
@@ -122,6 +123,11 @@ class DiffusionAdaptation(DiffusionModule):
         self.classes = list(classes)
 
     @property
+    def denoiser(self) -> nn.Module:
+        """The transformer."""
+        return self.transformer
+
+    @property
     def trained(self) -> dict[str, nn.Parameter]:
         """What trains, by its name in the transformer."""
         return trained_parameters(self.transformer)
@@ -144,10 +150,12 @@ class DiffusionAdaptation(DiffusionModule):
         return self.learn({**batch, "label": label}, len(label))
 
     def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
-        """What trains and its average; the frozen rest is the base's."""
+        """What trains, its average and fixed masks; the frozen rest is the base's."""
         kept = {f"transformer.{name}" for name in self.trained}
         whole = super().state_dict(*arguments, **options)
-        return {name: value for name, value in whole.items() if name in kept or name.startswith("average.")}
+        return {
+            name: value for name, value in whole.items() if name in kept or name.startswith("average.") or is_mask(name)
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:  # type: ignore[override]  # noqa: ARG002
         """Take back what ``state_dict`` gave.
@@ -156,16 +164,21 @@ class DiffusionAdaptation(DiffusionModule):
             ValueError: It is of another adapter.
         """
         prefix = "transformer."
-        tensors = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+        tensors = {
+            name.removeprefix(prefix): value
+            for name, value in state_dict.items()
+            if name.startswith(prefix) and not is_mask(name)
+        }
         load_trained(self.transformer, tensors)
         return super().load_state_dict(state_dict, strict=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the clock, the classes and what tells the base."""
+        """Store the clock, the classes, what tells the base, and where masks are."""
         checkpoint |= {"images_seen": self.images_seen, "classes": self.classes, "base_sha256": self.base_sha256}
+        self.store_masks(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the clock back; refuse another base or other classes.
+        """Take clock and masks back; refuse another base or other classes.
 
         Raises:
             ValueError: The checkpoint is of something else.
@@ -180,6 +193,7 @@ class DiffusionAdaptation(DiffusionModule):
                 f"{self.base_sha256[:12]}…); give the transformer that its config.yaml names"
             )
         self.images_seen = checkpoint["images_seen"]
+        self.restore_masks(checkpoint)
 
 
 def _refuse_classes(trained: list[str], found: list[str]) -> None:

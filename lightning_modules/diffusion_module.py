@@ -1,6 +1,7 @@
 """The diffusion step that adaptation and training from scratch share."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 
 from datamodules import LabelledLatents
 from lightning_modules.diffusion_draws import draw_by_rank, spread_timesteps
+from pocketgan.compression import restore_masks, sparsity_of
 from pocketgan.losses import DiffusionLoss
 from pocketgan.schedule import MovingAverage
 
@@ -27,6 +29,10 @@ class DiffusionModule(LightningModule):
         scheduler: Noise levels.
         ema_halflife_images: Images after which a weight counts half in the moving average (EDM2's convention).
         ema_rampup_ratio: The half-life is at most this share of the images seen (StyleGAN2-ADA's convention).
+
+    Attributes:
+        extra_terms: A callback's hook into the training loss: each is called with the batch and the prediction, and its
+            scalar is added.
 
     Raises:
         ValueError: A number is out of range.
@@ -46,11 +52,17 @@ class DiffusionModule(LightningModule):
         self.average = nn.ParameterList()
         self.images_seen = 0
         self._images_of_step = 0
+        self.extra_terms: list[Callable[[dict[str, Tensor], Tensor], Tensor]] = []
 
     @property
     @abstractmethod
     def trained(self) -> dict[str, nn.Parameter]:
         """What trains, by its name in the network."""
+
+    @property
+    @abstractmethod
+    def denoiser(self) -> nn.Module:
+        """The network that predicts."""
 
     @abstractmethod
     def predict(self, noisy: Tensor, batch: dict[str, Tensor], averaged: bool) -> Tensor:
@@ -74,6 +86,17 @@ class DiffusionModule(LightningModule):
         self.average = nn.ParameterList(
             [nn.Parameter(value.detach().clone(), requires_grad=False) for value in self.trained.values()]
         )
+
+    def store_masks(self, checkpoint: dict[str, Any]) -> None:
+        """Say in a checkpoint where the network has masks."""
+        if patterns := sparsity_of(self.denoiser):
+            checkpoint["sparsity"] = patterns
+
+    def restore_masks(self, checkpoint: dict[str, Any]) -> None:
+        """Give the network the masks of a checkpoint, before its weights are loaded."""
+        if "sparsity" in checkpoint:
+            restore_masks(self.denoiser, checkpoint["sparsity"])
+            self.start_average()  # in the order of the parameters, which masks change
 
     @property
     def averaged(self) -> dict[str, Tensor]:
@@ -114,7 +137,9 @@ class DiffusionModule(LightningModule):
         """Weighted loss of each example of a ``drawn`` batch, (B,)."""
         noisy = self.scheduler.add_noise(batch["latents"], batch["noise"], batch["timesteps"])
         prediction = self.predict(noisy, batch, averaged)
-        return self.loss(prediction, batch["latents"], batch["noise"], batch["timesteps"], self.scheduler)
+        loss = self.loss(prediction, batch["latents"], batch["noise"], batch["timesteps"], self.scheduler)
+        # they are no part of what is measured
+        return loss + sum(term(batch, prediction) for term in self.extra_terms) if torch.is_grad_enabled() else loss
 
     def deterministic_objective(self, batch: dict[str, Tensor]) -> Tensor:
         """The training loss on a ``frozen`` batch, with the weights in training, whole pictures and every label."""

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from lightning_modules.diffusion_module import DiffusionModule
 from pocketgan.class_pipeline import ClassPipeline
+from pocketgan.compression import bake_masks
 from pocketgan.losses import DiffusionLoss
 from pocketgan.patch_diffusion import PatchCrop, with_coordinates
 
@@ -45,6 +46,11 @@ class DiffusionTraining(DiffusionModule):
         super().__init__(loss, optimizer, scheduler or DDPMScheduler(), ema_halflife_images, ema_rampup_ratio)
         self.network, self.patch_crop = network, patch_crop
         self.start_average()
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The network."""
+        return self.network
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -111,6 +117,7 @@ class DiffusionTraining(DiffusionModule):
         """
         network = copy.deepcopy(self.network)
         network.load_state_dict(self.averaged, strict=False)  # buffers are equal
+        bake_masks(network)
         network.register_to_config(sample_size=sample_size)
         # trailing: the first step is at the highest noise level; samples of latents go beyond [-1, 1]
         options = {"timestep_spacing": "trailing", "clip_sample": vae is None}
@@ -118,11 +125,12 @@ class DiffusionTraining(DiffusionModule):
         return ClassPipeline(network, scheduler, vae, classes, coordinates=self.patch_crop is not None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the clock."""
+        """Store the clock, and where masks are."""
         checkpoint["images_seen"] = self.images_seen
+        self.store_masks(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the clock back.
+        """Take clock and masks back.
 
         Raises:
             ValueError: The checkpoint is of something else.
@@ -130,3 +138,4 @@ class DiffusionTraining(DiffusionModule):
         if "images_seen" not in checkpoint:
             raise ValueError("the checkpoint is of no DiffusionTraining: it has no images_seen")
         self.images_seen = checkpoint["images_seen"]
+        self.restore_masks(checkpoint)

@@ -1,7 +1,7 @@
 """The adversarial step that all paired image-to-image GANs here share."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_modules.run_state import refuse_other_weights
 from pocketgan.adapters import merge
+from pocketgan.compression import restore_masks, sparsity_of
 from pocketgan.losses import AdversarialLoss, ReconstructionLoss
 from pocketgan.metrics import EditQuality
 from pocketgan.networks import Discriminator, Generator
@@ -44,6 +45,10 @@ class PairedGAN(LightningModule):
         channels_last: Keep feature maps in channels-last memory; meant for GPUs, on the CPU it was slower
             (benchmarks/training_step.md).
         compile_networks: Run generator and discriminator through ``torch.compile``.
+
+    Attributes:
+        extra_terms: A callback's hook into the generator's loss: each is called in a training step with the batch and
+            the edits (B, 3, H, W), and its scalar is added.
     """
 
     def __init__(
@@ -92,6 +97,7 @@ class PairedGAN(LightningModule):
         # that the networks had seen before this run; the average's ramp-up goes on from there
         self.earlier_images = 0
         self.prompts: dict[str, str] = {}
+        self.extra_terms: list[Callable[[dict[str, Any], Tensor], Tensor]] = []
 
     @property
     def concepts(self) -> list[str]:
@@ -152,11 +158,8 @@ class PairedGAN(LightningModule):
             fake = self.generator(photo, self.prompt_tokens(batch))
             adversarial = self.generator_adversarial(photo, fake)
             reconstruction = self.reconstruction_loss(fake, edit)
-            loss = self.adversarial_weight * adversarial + self.reconstruction_weight * reconstruction
-            for name, (term, weight) in self.further_generator_losses(batch, fake).items():
-                loss = loss + weight * term
-                self.log(f"train/{name}", term)
-            self.manual_backward(loss)
+            objective = self.adversarial_weight * adversarial + self.reconstruction_weight * reconstruction
+            self.manual_backward(objective + sum(term(batch, fake) for term in self.extra_terms))
             generator_optimizer.step()
             generator_optimizer.zero_grad()
 
@@ -174,10 +177,6 @@ class PairedGAN(LightningModule):
         adversarial = self.adversarial_loss.generator(self.discriminator(photo, fake))
         self.log("train/adversarial", adversarial)
         return adversarial
-
-    def further_generator_losses(self, batch: dict[str, Any], fake: Tensor) -> dict[str, tuple[Tensor, float]]:  # noqa: ARG002
-        """What else the generator minimises in this step: scalar and weight by name; a recipe may add terms."""
-        return {}
 
     def train_discriminators(self, photo: Tensor, edit: Tensor, fake: Tensor) -> None:
         """Let what judges edits learn from a batch; ``fake`` comes without gradient."""
@@ -251,7 +250,7 @@ class PairedGAN(LightningModule):
             )
 
     def deployed(self, concept: str) -> nn.Module:
-        """The network of one concept for a device: averaged weights, adapter folded in, prompt as constants.
+        """The network of one concept for a device: averaged weights, adapter and masks folded in, prompt as constants.
 
         Args:
             concept: A known concept.
@@ -309,10 +308,12 @@ class PairedGAN(LightningModule):
         self._report("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the clock and the concepts, with their tokens where they are no weights."""
+        """Store the clock and the concepts, with their tokens where they are no weights, and where masks are."""
         checkpoint["images_seen"] = self.images_seen
         checkpoint["earlier_images"] = self.earlier_images
         checkpoint["prompts"] = self.prompts
+        if patterns := sparsity_of(self.generator):
+            checkpoint["sparsity"] = patterns
         if not self.text_encoder.learns:
             checkpoint["encoded_prompts"] = {
                 "token_size": self.text_encoder.token_size,
@@ -342,4 +343,7 @@ class PairedGAN(LightningModule):
                     f"{self.text_encoder.identity}; set model.text_encoder to the one that it was trained with"
                 )
             self.text_encoder.remember(encoded["tokens"])
+        for network in (self.generator, self.generator_ema):
+            if "sparsity" in checkpoint:
+                restore_masks(network, checkpoint["sparsity"])
         refuse_other_weights(checkpoint["state_dict"], self.state_dict())

@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_modules.run_state import read_checkpoint, read_config
 from pocketgan.adapters import SwitchableGenerator
+from pocketgan.compression import bake_masks
 
 if TYPE_CHECKING:
     from lightning_modules.paired_gan import PairedGAN
@@ -150,7 +151,7 @@ def load_unpaired_run(run: Path, checkpoint: str = "last.ckpt") -> "UnpairedGAN"
 
 
 def load_base(base: Path) -> "PairedGAN":
-    """Load a run that others can start from: ``load_run``, but of a whole generator.
+    """Load a run that others can start from: ``load_run``, but of a whole generator, its masks baked into its weights.
 
     Raises:
         FileNotFoundError: As ``load_run``.
@@ -159,6 +160,8 @@ def load_base(base: Path) -> "PairedGAN":
     trained = load_run(base)
     if isinstance(trained.generator, PeftModel):
         raise ValueError(f"{base} holds an adapter; give its base instead, which its config.yaml names")
+    for network in (trained.generator, trained.generator_ema):
+        bake_masks(network)
     return trained
 
 

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
+from pocketgan.compression import take_off_masks
 from pocketgan.digest import weights_digest
 from pocketgan.networks import Generator
 
@@ -183,9 +184,19 @@ def stored_bytes(adapted: PeftModel) -> int:
 
 
 def merge(generator: nn.Module) -> Generator:
-    """Fold the deltas into a copy of the weights; a generator without deltas is only copied."""
+    """Fold the deltas into a copy of the weights; a generator without deltas is only copied.
+
+    Where layers have masks (``pocketgan.compression``) the sum of weight and delta is masked as it was in training; the
+    copy has plain weights with these zeros.
+    """
     merged = copy.deepcopy(generator)
-    return merged.merge_and_unload() if isinstance(merged, PeftModel) else merged  # type: ignore[return-value]
+    masked = take_off_masks(merged)
+    if isinstance(merged, PeftModel):
+        merged = merged.merge_and_unload()
+    with torch.no_grad():
+        for layer, weight in masked.items():
+            layer.weight.copy_(weight)
+    return merged  # type: ignore[return-value]
 
 
 def save_adapter(

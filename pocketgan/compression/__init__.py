@@ -2,10 +2,13 @@
 
 from pocketgan.compression.channel_graph import ChannelGraph, ChannelGroup, Kept
 from pocketgan.compression.cost import LatencyTarget, layer_macs, macs_per_unit, parameter_count
+from pocketgan.compression.cubic_sparsity import CubicSparsity
 from pocketgan.compression.effective_scale import ConcentrationLoss, effective_scales, make_norms_affine
 from pocketgan.compression.folding import pruned_with_constants
+from pocketgan.compression.global_magnitude import clear_momentum, global_magnitude_masks, kept_count
 from pocketgan.compression.kept_share import KeptShare
 from pocketgan.compression.latency_budget import LatencyBudget
+from pocketgan.compression.n_to_m_mask import NToMMask, NToMStage, is_n_to_m, n_to_m_mask
 from pocketgan.compression.pruning_rule import PruningRule
 from pocketgan.compression.public_discriminator import (
     PublicBigGANDiscriminator,
@@ -14,16 +17,38 @@ from pocketgan.compression.public_discriminator import (
     PublicStyleGAN2AdaDiscriminator,
 )
 from pocketgan.compression.quality_budget import QualityBudget
+from pocketgan.compression.semi_structured import with_semi_structured_weights
+from pocketgan.compression.sparse_layers import (
+    ChosenLayers,
+    WeightLayer,
+    add_masks,
+    bake_masks,
+    choose_layers,
+    find_masks,
+    is_mask,
+    masked_share,
+    plain_tensors,
+    restore_masks,
+    sparsity_of,
+    take_off_masks,
+    weight_layers,
+)
 from pocketgan.compression.teacher_discriminator import TeacherDiscriminator
+from pocketgan.compression.weight_mask import FixedMask, WeightMask
 
 __all__ = [
     "ChannelGraph",
     "ChannelGroup",
+    "ChosenLayers",
     "ConcentrationLoss",
+    "CubicSparsity",
+    "FixedMask",
     "Kept",
     "KeptShare",
     "LatencyBudget",
     "LatencyTarget",
+    "NToMMask",
+    "NToMStage",
     "PruningRule",
     "PublicBigGANDiscriminator",
     "PublicDiscriminator",
@@ -31,10 +56,29 @@ __all__ = [
     "PublicStyleGAN2AdaDiscriminator",
     "QualityBudget",
     "TeacherDiscriminator",
+    "WeightLayer",
+    "WeightMask",
+    "add_masks",
+    "bake_masks",
+    "choose_layers",
+    "clear_momentum",
     "effective_scales",
+    "find_masks",
+    "global_magnitude_masks",
+    "is_mask",
+    "is_n_to_m",
+    "kept_count",
     "layer_macs",
     "macs_per_unit",
     "make_norms_affine",
+    "masked_share",
+    "n_to_m_mask",
     "parameter_count",
+    "plain_tensors",
     "pruned_with_constants",
+    "restore_masks",
+    "sparsity_of",
+    "take_off_masks",
+    "weight_layers",
+    "with_semi_structured_weights",
 ]
