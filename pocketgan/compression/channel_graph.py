@@ -249,7 +249,8 @@ def _trace(network: nn.Module, example_inputs: tuple[Tensor, ...]) -> torch_prun
         names = {parameter: name for name, parameter in network.named_parameters()}
         raise ValueError(
             f"the dependency graph cannot follow {names[graph.unwrapped_parameters[0].parameters]}, a parameter "
-            "outside torch's own layers, so that it does not know which channels it belongs to; write it as a layer of torch"
+            "outside torch's own layers, so that it does not know which channels it belongs to; write it as a layer of "
+            "torch"
         )
     return graph
 
