@@ -112,8 +112,8 @@ class Benchmark:
             "seeds: mean ± standard deviation; differences to dense are paired by seed. "
             f"N = {shown:.0f} test photos a concept. "
             "Zeros are of the masked layers: all convolutions and linear layers but stem and head. What comes at once "
-            "comes after half of the images, what grows is there after two thirds. Time is not measured: a sparse network "
-            "is exported with the dense one's shape. "
+            "comes after half of the images, what grows is there after two thirds. Time is not measured: a sparse "
+            "network is exported with the dense one's shape. "
             f"Commit {commit()}.\n\n{command_block(__doc__)}\n\n"
             f"| zeros come | zeros | {' | '.join(COLUMNS.values())} | L1 - dense | kid_lite0 - dense |\n|---|"
             + "---|" * (len(COLUMNS) + 3)
