@@ -2,8 +2,8 @@
 
 python -m benchmarks.condensation --pairs POOL --adapters FOLDER --out FOLDER
 
-POOL is the pair set that benchmarks/e2gan.py names, FOLDER of the adapters the one that benchmarks/normalisation.py made:
-its bases and adapters with batch norm are compressed. A second start goes on where the first ended.
+POOL is the pair set that benchmarks/e2gan.py names, FOLDER of the adapters the one that benchmarks/normalisation.py
+made: its bases and adapters with batch norm are compressed. A second start goes on where the first ended.
 """
 
 import argparse

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from lightning_modules.paired_gan import PairedGAN
 from lightning_modules.run import load_run
+from lightning_modules.run_state import finished_state
 from pocketgan.adapters import merge
 from pocketgan.compression import (
     ChannelGraph,
@@ -74,7 +75,7 @@ class ChannelCondensation(PairedGAN):
     Raises:
         FileNotFoundError: There is no such base.
         ValueError: A number makes no sense, or the base's network has an operation that the dependency graph cannot
-            follow.
+            follow; in ``fit``, the base is unfinished or does not know the data's concepts.
     """
 
     def __init__(
@@ -139,6 +140,16 @@ class ChannelCondensation(PairedGAN):
 
     def _macs(self, generator: nn.Module) -> int:
         return layer_macs(generator, self._example_inputs(self.target.size))[""]
+
+    def setup(self, stage: str) -> None:
+        """Refuse a base that is still to be trained, before anything is made of it.
+
+        Raises:
+            ValueError: The base has not come to its end.
+        """
+        if stage == "fit":
+            finished_state(self.base)
+        super().setup(stage)
 
     def add_concepts(self, prompts: dict[str, str]) -> None:
         """Take the concepts of the base; it learns no others here.

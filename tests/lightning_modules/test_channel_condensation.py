@@ -1,6 +1,8 @@
 """Condense, prune, fine-tune: one fit, resumable in each of its stages."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -211,6 +213,15 @@ def test_bases_that_do_not_fit(trained, tmp_path):
             trained["pairs"], trained["adapter"], tmp_path / "run",
             f"--ckpt_path={trained['adapter'] / 'checkpoints' / 'last.ckpt'}",
         )  # fmt: skip
+
+
+def test_an_unfinished_base(trained, tmp_path):
+    copied = Path(shutil.copytree(trained["adapter"], tmp_path / "copied"))
+    config = (copied / "config.yaml").read_text()
+    (copied / "config.yaml").write_text(config.replace("budget:\n  images: 24", "budget:\n  images: 48"))
+    with pytest.raises(ValueError, match=r"copied is unfinished: it has seen 24 of 48 images; finish it with"):
+        fit_condensed(trained["pairs"], copied, tmp_path / "run", SHARE)
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_only_condensation_has_a_table(pair_set, tmp_path):
