@@ -144,9 +144,10 @@ class Benchmark:
         lines = [
             "# What condensing and a condensed teacher are worth\n",
             f"64 px, width 16, batch norm, {' and '.join(self.concepts)}, {self.seeds} seeds each: mean ± standard "
-            f"deviation over these {len(self.keys)} runs, differences paired by run. Base of benchmarks/normalisation.md "
-            f"on {BASE_IMAGES:,} images of six other styles, adapter merged into it ({IMAGES} images), then "
-            f"{CONDENSE_IMAGES:,} images of condensing and {FINE_TUNE_IMAGES} of fine-tuning; where an arm does not condense it trains on for as long. The share is that of every layer's "
+            f"deviation over these {len(self.keys)} runs, differences paired by run. Base of "
+            f"benchmarks/normalisation.md on {BASE_IMAGES:,} images of six other styles, adapter merged into it "
+            f"({IMAGES} images), then {CONDENSE_IMAGES:,} images of condensing and {FINE_TUNE_IMAGES} of fine-tuning; "
+            "where an arm does not condense it trains on for as long. The share is that of every layer's "
             f"channels, in multiples of {MULTIPLE}, so that all arms of a share are one shape and have one latency. "
             f"Narrow from scratch is that shape freshly initialised, on the concept's {OWN_IMAGES:,} images and on "
             f"{BASE_IMAGES + OWN_IMAGES:,}. N = {whole[0]['images_per_concept']:.0f} test photos. Begun at commit "
