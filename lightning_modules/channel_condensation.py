@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
@@ -33,6 +33,7 @@ from pocketgan.compression import (
 )
 from pocketgan.networks import Generator
 
+_T = TypeVar("_T")
 CONSTANT_PHOTOS = 64  # on which the constants of removed channels are measured
 
 
@@ -186,12 +187,20 @@ class ChannelCondensation(PairedGAN):
         return [generator_optimizer, self.discriminator_optimizer(self.discriminator.parameters())]
 
     def on_train_start(self) -> None:
-        """Measure the network as it comes; a first stage of no images ends here."""
+        """Measure the network as it comes; a first stage of no images ends here.
+
+        Raises:
+            ValueError: No network that the rule allows can meet it.
+        """
         if self.base_loss is None:
+            graph = self._graph_of(self.generator_ema)
+            self._on_first_rank(
+                lambda: self.pruning.check(graph.groups, lambda kept: self._latency_ms(graph.pruned(kept)))
+            )
             self.base_loss = self.validation_loss()
             self.before = self.figures()
         if self.cost == "milliseconds" and self._costs is None and self.is_condensing:
-            self._costs = self.trainer.strategy.broadcast(self._milliseconds_per_unit())
+            self._costs = self._on_first_rank(self._milliseconds_per_unit)
         if self.is_condensing and self.images_seen >= self.condense_images:
             self.hand_over()
 
@@ -213,9 +222,9 @@ class ChannelCondensation(PairedGAN):
             return fake.new_zeros(())
         with torch.no_grad(), _outputs(self.teacher, self._norms()) as expected:
             edits = self.teacher(batch["photo"], self.prompt_tokens(batch))
-        places = self._kept_places()
         distances = [
-            l1_loss(self._features[name], expected[name][:, places[name].to(fake.device)]) for name in expected
+            l1_loss(self._features[name], features[:, self._kept_places[name].to(fake.device)])
+            for name, features in expected.items()
         ]
         image, feature = l1_loss(fake, edits), torch.stack(distances).mean()
         self.log_dict({"train/teacher_image": image, "train/teacher_feature": feature})
@@ -223,15 +232,6 @@ class ChannelCondensation(PairedGAN):
 
     def _norms(self) -> list[str]:
         return [member.layer for group in self._graph.groups.values() for member in group.of_role("normalises")]
-
-    def _kept_places(self) -> dict[str, Tensor]:
-        """Channels of the whole network that each norm still has."""
-        assert self.kept is not None
-        return {
-            member.layer: member.places[torch.isin(member.units, torch.tensor(self.kept[name]))].sort().values
-            for name, group in self._graph.groups.items()
-            for member in group.of_role("normalises")
-        }
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Go on to the next stage or notch where its images are seen."""
@@ -285,26 +285,35 @@ class ChannelCondensation(PairedGAN):
         return make_norms_affine(merge(load_run(self.base).generator_ema)).to(self.device).eval().requires_grad_(False)
 
     def _chosen(self) -> Kept:
-        """Units of the present network that the rule keeps; decided on rank 0, which alone measures."""
+        """Units of the present network that the rule keeps."""
         graph = self._graph_of(self.generator_ema)
-        kept: Kept = {}
-        error = ""
+        with torch.no_grad():
+            scales = {name: scale.cpu() for name, scale in effective_scales(self.generator_ema, graph).items()}
+        return self._on_first_rank(
+            lambda: self.pruning.choose(
+                scales,
+                graph.groups,
+                lambda kept: self._latency_ms(graph.pruned(kept)),
+                lambda kept: self._macs(graph.pruned(kept)),
+            )
+        )
+
+    def _on_first_rank(self, measure: Callable[[], _T]) -> _T:
+        """What one process measures or decides, known to all; a refusal stops all of them.
+
+        Raises:
+            ValueError: ``measure`` refused.
+        """
+        found, error = None, ""
         if self.trainer.is_global_zero:
-            with torch.no_grad():
-                scales = {name: scale.cpu() for name, scale in effective_scales(self.generator_ema, graph).items()}
             try:
-                kept = self.pruning.choose(
-                    scales,
-                    graph.groups,
-                    lambda kept: self._latency_ms(graph.pruned(kept)),
-                    lambda kept: self._macs(graph.pruned(kept)),
-                )
+                found = measure()
             except ValueError as refusal:
                 error = str(refusal)
-        kept, error = self.trainer.strategy.broadcast((kept, error))
+        found, error = self.trainer.strategy.broadcast((found, error))
         if error:
             raise ValueError(error)
-        return kept
+        return cast(_T, found)
 
     def _deployed(self, generator: nn.Module) -> nn.Module:
         _, tokens = self._example_inputs(self.generator.size_divisor)
@@ -316,16 +325,14 @@ class ChannelCondensation(PairedGAN):
 
     def _milliseconds_per_unit(self) -> dict[str, float]:
         """What a unit of each group takes on the target: the whole network less one whose group is at its narrowest."""
-        if not self.trainer.is_global_zero:
-            return {}
-        groups = self._graph.groups
-        narrowed = {name: self.pruning.strongest(torch.ones(group.units), group, 1) for name, group in groups.items()}
-        networks = [self.generator_ema, *(self._graph.pruned({name: units}) for name, units in narrowed.items())]
+        graph = self._graph_of(self.generator_ema)
+        narrowest = self.pruning.narrowest(graph.groups)
+        networks = [self.generator_ema, *(graph.pruned({name: units}) for name, units in narrowest.items())]
         whole, *others = self.target.measure(map(self._deployed, networks), self.generator.size_divisor)
-        costs = {}
-        for (name, units), other in zip(narrowed.items(), others, strict=True):
-            removed = max(groups[name].units - len(units), 1)
-            costs[name] = (whole.median_ms - other.median_ms) / removed
+        costs = {
+            name: (whole.median_ms - other.median_ms) / max(graph.groups[name].units - len(units), 1)
+            for (name, units), other in zip(narrowest.items(), others, strict=True)
+        }
         positive = [cost for cost in costs.values() if cost > 0]
         if not positive:
             raise ValueError("no layer's width moves the target's milliseconds; set cost to macs")
@@ -349,6 +356,12 @@ class ChannelCondensation(PairedGAN):
 
     def _put(self, kept: Kept, generator: nn.Module) -> None:
         self.kept, self.notch_begun_images = kept, self.images_seen
+        # channels of the whole network that each norm still has
+        self._kept_places = {
+            member.layer: member.places[torch.isin(member.units, torch.tensor(kept[name]))].sort().values
+            for name, group in self._graph.groups.items()
+            for member in group.of_role("normalises")
+        }
         self.earlier_images = -self.images_seen  # the moving average begins anew
         self.generator_ema = cast(Generator, generator).eval().requires_grad_(False)
         self.generator = copy.deepcopy(self.generator_ema).train().requires_grad_(True)
@@ -411,7 +424,6 @@ class ChannelCondensation(PairedGAN):
         Parameters are the device's network's, with the prompt folded in; operations and milliseconds, measured on
         rank 0, are at the target's size.
         """
-        latency = self._latency_ms(self.generator_ema) if self.trainer.is_global_zero else 0.0
         return {
             "widths": {
                 name: len(layer.weight)
@@ -420,7 +432,7 @@ class ChannelCondensation(PairedGAN):
             },
             "parameters": parameter_count(self._deployed(self.generator_ema)),
             "macs": self._macs(self.generator_ema),
-            "latency_ms": self.trainer.strategy.broadcast(latency),
+            "latency_ms": self._on_first_rank(lambda: self._latency_ms(self.generator_ema)),
             "val_loss": self.validation_loss(),
         }
 
@@ -443,7 +455,7 @@ class ChannelCondensation(PairedGAN):
             self.images_seen = images_seen
             if any(name.startswith("teacher.") for name in checkpoint["state_dict"]):
                 self.teacher = copy.deepcopy(self.generator_ema)
-            self._put(state["kept"], self._graph.pruned(state["kept"]))
+            self._put(state["kept"], self._graph_of(self.generator_ema).pruned(state["kept"]))
         for name in _STATE:
             setattr(self, name, state[name])
         super().on_load_checkpoint(checkpoint)

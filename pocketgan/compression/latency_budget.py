@@ -32,6 +32,17 @@ class LatencyBudget(PruningRule):
         self.budget_ms = budget_ms
         self.measured: list[tuple[float, float]] = []
 
+    def check(self, groups: dict[str, ChannelGroup], latency_ms: Callable[[Kept], float]) -> None:
+        """Time the narrowest network; see ``PruningRule.check``."""
+        self._refuse_above_budget(latency_ms(self.narrowest(groups)))
+
+    def _refuse_above_budget(self, least_ms: float) -> None:
+        if least_ms > self.budget_ms:
+            raise ValueError(
+                f"the narrowest network that is allowed takes {least_ms:.1f} ms, the budget is {self.budget_ms:g} ms; "
+                f"give a larger budget_ms, a smaller multiple than {self.multiple}, or a smaller target.size"
+            )
+
     def choose(
         self,
         scales: dict[str, Tensor],
@@ -57,11 +68,7 @@ class LatencyBudget(PruningRule):
 
         too_slow, fast_enough = -1, len(steps) - 1
         if not fits(fast_enough):
-            raise ValueError(
-                f"the narrowest network that is allowed takes {self.measured[-1][1]:.1f} ms, the budget is "
-                f"{self.budget_ms:g} ms; give a larger budget_ms, a smaller multiple than {self.multiple}, or a "
-                "smaller target.size"
-            )
+            self._refuse_above_budget(self.measured[-1][1])
         while fast_enough - too_slow > 1:
             middle = (too_slow + fast_enough) // 2
             if fits(middle):

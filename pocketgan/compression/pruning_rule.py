@@ -49,6 +49,17 @@ class PruningRule(ABC):
             ValueError: No choice fulfils the rule.
         """
 
+    def check(self, groups: dict[str, ChannelGroup], latency_ms: Callable[[Kept], float]) -> None:  # noqa: B027
+        """Refuse what no training could fulfil, before any; arguments as for ``choose``.
+
+        Raises:
+            ValueError: Not even the narrowest network that is allowed fulfils the rule.
+        """
+
+    def narrowest(self, groups: dict[str, ChannelGroup]) -> Kept:
+        """As few units of each group as the rule may leave."""
+        return {name: self.strongest(torch.ones(group.units), group, 1) for name, group in groups.items()}
+
     def strongest(self, scale: Tensor, group: ChannelGroup, channels: float) -> list[int]:
         """The units of largest scale that make at least so many channels, rounded up to whole multiples."""
         step = math.lcm(self.multiple, group.unit_channels)

@@ -196,7 +196,7 @@ def test_budgets_that_cannot_be_met(trained, tmp_path):
         fit_condensed(
             trained["pairs"], trained["adapter"], tmp_path / "run", "--model.pruning.budget_ms=0.0001", EACH_BATCH
         )
-    assert weights(tmp_path / "run")["images_seen"] == 8
+    assert not (tmp_path / "run" / "checkpoints").exists()  # said before any training
 
 
 def test_bases_that_do_not_fit(trained, tmp_path):
