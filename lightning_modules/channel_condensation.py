@@ -1,10 +1,12 @@
 """A trained generator made narrower to a budget: condense, prune, fine-tune by the condensed network."""
 
 import copy
+import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
@@ -25,8 +27,8 @@ from pocketgan.compression import (
     PruningRule,
     QualityBudget,
     effective_scales,
+    group_macs,
     layer_macs,
-    macs_per_unit,
     make_norms_affine,
     parameter_count,
     pruned_with_constants,
@@ -58,8 +60,8 @@ class ChannelCondensation(PairedGAN):
         condense_images: Images of the first stage; 0 prunes at once.
         target: The device that milliseconds are measured for; its ``size`` is that of use, not of training.
         concentration_weight: Factor on the concentration term.
-        cost: What the layers' terms are weighted by: operations of a unit at the target's size, milliseconds that a
-            unit saves on the target, or nothing.
+        cost: What the layers' terms are weighted by: their channels' operations at the target's size, the milliseconds
+            that they save on the target at their narrowest, or nothing.
         scale_learning_rate_factor: The norms' factors learn this much faster while condensing; Adam bounds how far they
             get otherwise.
         teacher: The condensed network, as in the paper; the one before it was condensed; or none.
@@ -128,7 +130,7 @@ class ChannelCondensation(PairedGAN):
         self._graph.pruned({name: list(range(max(group.units - 1, 1))) for name, group in self._graph.groups.items()})
         self._costs: dict[str, float] | None = None
         if cost == "macs":
-            self._costs = macs_per_unit(self._graph, self._example_inputs(self.target.size))
+            self._costs = group_macs(self._graph, self._example_inputs(self.target.size))
 
     def _example_inputs(self, size: int) -> tuple[Tensor, Tensor]:
         concept, prompt = next(iter(self.base_prompts.items()))
@@ -190,8 +192,13 @@ class ChannelCondensation(PairedGAN):
         """Measure the network as it comes; a first stage of no images ends here.
 
         Raises:
-            ValueError: No network that the rule allows can meet it.
+            ValueError: No network that the rule allows can meet it, or the budget ends before the pruning.
         """
+        if self.is_condensing and self.condense_images >= self._budget_images():
+            raise ValueError(
+                f"condense_images is {self.condense_images}, the budget ends at {self._budget_images():.0f} images: "
+                "nothing would be pruned and fine-tuned; give a larger budget.images or fewer condense_images"
+            )
         if self.base_loss is None:
             graph = self._graph_of(self.generator_ema)
             self._on_first_rank(
@@ -200,7 +207,7 @@ class ChannelCondensation(PairedGAN):
             self.base_loss = self.validation_loss()
             self.before = self.figures()
         if self.cost == "milliseconds" and self._costs is None and self.is_condensing:
-            self._costs = self._on_first_rank(self._milliseconds_per_unit)
+            self._costs = self._on_first_rank(self._group_milliseconds)
         if self.is_condensing and self.images_seen >= self.condense_images:
             self.hand_over()
 
@@ -223,8 +230,7 @@ class ChannelCondensation(PairedGAN):
         with torch.no_grad(), _outputs(self.teacher, self._norms()) as expected:
             edits = self.teacher(batch["photo"], self.prompt_tokens(batch))
         distances = [
-            l1_loss(self._features[name], features[:, self._kept_places[name].to(fake.device)])
-            for name, features in expected.items()
+            l1_loss(self._features[name], features[:, self._kept_places[name]]) for name, features in expected.items()
         ]
         image, feature = l1_loss(fake, edits), torch.stack(distances).mean()
         self.log_dict({"train/teacher_image": image, "train/teacher_feature": feature})
@@ -234,20 +240,26 @@ class ChannelCondensation(PairedGAN):
         return [member.layer for group in self._graph.groups.values() for member in group.of_role("normalises")]
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Go on to the next stage or notch where its images are seen."""
+        """Go on to the next stage or notch where its images are seen; judge a last notch at the budget's end."""
         if self.is_condensing:
             if self.images_seen >= self.condense_images:
                 self.hand_over()
-        elif (
-            isinstance(self.pruning, QualityBudget)
-            and not self.is_settled
-            and self.images_seen - self.notch_begun_images >= self.pruning.notch_images
-        ):
-            self._judge_notch(self.pruning)
+        elif isinstance(self.pruning, QualityBudget) and not self.is_settled:
+            notch_is_over = self.images_seen - self.notch_begun_images >= self.pruning.notch_images
+            if notch_is_over or self.trainer.should_stop or self.images_seen >= self._budget_images():
+                self._judge_notch(self.pruning)
+
+    def _budget_images(self) -> float:
+        """Images at which the run ends; endless without an image budget."""
+        budgets = [each.images for each in self.trainer.callbacks if isinstance(each, _ImageBudget)]  # type: ignore[attr-defined]
+        return min(budgets, default=math.inf)
 
     @torch.no_grad()
     def validation_loss(self) -> float:
-        """Mean reconstruction of the averaged generator over the validation split, the same on every rank."""
+        """Mean reconstruction of the averaged generator over the validation split, the first rank's on every rank.
+
+        Running statistics of batch norm, and so the losses, may differ a little between ranks; decisions must not.
+        """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         total, count = 0.0, 0
         for batch in data.batches("val"):
@@ -256,7 +268,7 @@ class ChannelCondensation(PairedGAN):
             count += len(batch["photo"])
         if not count:
             raise ValueError("the val split is empty, on which networks are compared; give it a fraction in data.split")
-        return total / count
+        return self.trainer.strategy.broadcast(total / count)
 
     def hand_over(self) -> None:
         """End the first stage: judge the condensed network, prune it, make it the teacher of what is left.
@@ -299,20 +311,23 @@ class ChannelCondensation(PairedGAN):
         )
 
     def _on_first_rank(self, measure: Callable[[], _T]) -> _T:
-        """What one process measures or decides, known to all; a refusal stops all of them.
+        """What one process measures or decides, known to all; what stops it stops all of them.
 
         Raises:
-            ValueError: ``measure`` refused.
+            Exception: As ``measure``.
         """
-        found, error = None, ""
+        found: _T | None = None
+        error: Exception | None = None
         if self.trainer.is_global_zero:
             try:
                 found = measure()
-            except ValueError as refusal:
-                error = str(refusal)
-        found, error = self.trainer.strategy.broadcast((found, error))
-        if error:
-            raise ValueError(error)
+            except Exception as raised:  # the others would wait for ever
+                error = raised
+        found, failure = self.trainer.strategy.broadcast((found, None if error is None else str(error)))
+        if error is not None:
+            raise error
+        if failure is not None:
+            raise RuntimeError(f"the first process failed: {failure}")
         return cast(_T, found)
 
     def _deployed(self, generator: nn.Module) -> nn.Module:
@@ -323,16 +338,13 @@ class ChannelCondensation(PairedGAN):
         measured = self.target.measure([self._deployed(generator)], self.generator.size_divisor)
         return measured[0].median_ms
 
-    def _milliseconds_per_unit(self) -> dict[str, float]:
-        """What a unit of each group takes on the target: the whole network less one whose group is at its narrowest."""
+    def _group_milliseconds(self) -> dict[str, float]:
+        """What each group takes on the target: the whole network less one whose group is at its narrowest."""
         graph = self._graph_of(self.generator_ema)
         narrowest = self.pruning.narrowest(graph.groups)
         networks = [self.generator_ema, *(graph.pruned({name: units}) for name, units in narrowest.items())]
         whole, *others = self.target.measure(map(self._deployed, networks), self.generator.size_divisor)
-        costs = {
-            name: (whole.median_ms - other.median_ms) / max(graph.groups[name].units - len(units), 1)
-            for (name, units), other in zip(narrowest.items(), others, strict=True)
-        }
+        costs = {name: whole.median_ms - other.median_ms for name, other in zip(narrowest, others, strict=True)}
         positive = [cost for cost in costs.values() if cost > 0]
         if not positive:
             raise ValueError("no layer's width moves the target's milliseconds; set cost to macs")
@@ -357,11 +369,11 @@ class ChannelCondensation(PairedGAN):
     def _put(self, kept: Kept, generator: nn.Module) -> None:
         self.kept, self.notch_begun_images = kept, self.images_seen
         # channels of the whole network that each norm still has
-        self._kept_places = {
-            member.layer: member.places[torch.isin(member.units, torch.tensor(kept[name]))].sort().values
-            for name, group in self._graph.groups.items()
-            for member in group.of_role("normalises")
-        }
+        places: defaultdict[str, list[Tensor]] = defaultdict(list)  # several after a concatenation
+        for name, group in self._graph.groups.items():
+            for member in group.of_role("normalises"):
+                places[member.layer].append(member.places[torch.isin(member.units, torch.tensor(kept[name]))])
+        self._kept_places = {layer: torch.cat(found).sort().values.to(self.device) for layer, found in places.items()}
         self.earlier_images = -self.images_seen  # the moving average begins anew
         self.generator_ema = cast(Generator, generator).eval().requires_grad_(False)
         self.generator = copy.deepcopy(self.generator_ema).train().requires_grad_(True)
@@ -387,35 +399,42 @@ class ChannelCondensation(PairedGAN):
         strategy.optimizers[1].load_state_dict(discriminator_state)
 
     def _judge_notch(self, pruning: QualityBudget) -> None:
-        """Shrink on where the metric allows it, step back where it does not."""
+        """Shrink on where the metric and the images left allow it, step back where the metric does not."""
         assert self.base_loss is not None
         assert self.kept is not None
         loss = self.validation_loss()
         self._note(loss)
-        if loss <= (1 + pruning.max_quality_loss) * self.base_loss:
+        if loss > (1 + pruning.max_quality_loss) * self.base_loss:
+            self.is_settled = True
+            self._step_back(pruning)
+        elif self.images_seen + pruning.notch_images > self._budget_images():
+            self.is_settled = True  # one more notch could not be judged as this one was
+        else:
             self.last_good = {"kept": self.kept, "state": copy.deepcopy(self.generator_ema.state_dict())}
             kept = self._chosen()
             if all(len(kept[name]) == len(units) for name, units in self.kept.items()):
                 self.is_settled = True
             else:
                 self._narrow(kept)
-            return
-        self.is_settled = True
+        if self.is_settled:
+            self.last_good = None
+
+    def _step_back(self, pruning: QualityBudget) -> None:
+        """Go on with the last network that was good, or with the base as it came."""
         whole = self._whole_generator()
         if self.last_good is None:
             rank_zero_warn(
-                f"the first notch passes max_quality_loss {pruning.max_quality_loss:g} already: the network stays "
-                "whole; a shrink_factor nearer to 1 or more notch_images may find a narrower one"
+                f"the first notch passes max_quality_loss {pruning.max_quality_loss:g} already: the network stays as "
+                "it came; a shrink_factor nearer to 1 or more notch_images may find a narrower one"
             )
-            kept, state = {name: list(range(group.units)) for name, group in self._graph.groups.items()}, None
-            if self.teacher is not None:
-                whole = copy.deepcopy(self.teacher)
+            kept = {name: list(range(group.units)) for name, group in self._graph.groups.items()}
+            generator = self._graph_of(whole).pruned(kept)
         else:
-            kept, state = self.last_good["kept"], self.last_good["state"]
-        generator = self._graph_of(whole).pruned(kept)
-        if state is not None:
-            generator.load_state_dict(state)
+            kept = self.last_good["kept"]
+            generator = self._graph_of(whole).pruned(kept)
+            generator.load_state_dict(self.last_good["state"])
         self._put(kept, generator)
+        self._note(self.validation_loss())
         self._restart_optimization()
 
     def figures(self) -> dict[str, Any]:
@@ -459,6 +478,13 @@ class ChannelCondensation(PairedGAN):
         for name in _STATE:
             setattr(self, name, state[name])
         super().on_load_checkpoint(checkpoint)
+
+
+@runtime_checkable
+class _ImageBudget(Protocol):
+    """What ends a run at a number of images: ``callbacks.ImageBudget``, which stands above the modules."""
+
+    images: int
 
 
 _STATE = (

@@ -1,7 +1,7 @@
 """Narrower, sparser, faster versions of trained networks."""
 
 from pocketgan.compression.channel_graph import ChannelGraph, ChannelGroup, Kept
-from pocketgan.compression.cost import LatencyTarget, layer_macs, macs_per_unit, parameter_count
+from pocketgan.compression.cost import LatencyTarget, group_macs, layer_macs, parameter_count
 from pocketgan.compression.cubic_sparsity import CubicSparsity
 from pocketgan.compression.effective_scale import ConcentrationLoss, effective_scales, make_norms_affine
 from pocketgan.compression.folding import pruned_with_constants
@@ -65,11 +65,11 @@ __all__ = [
     "effective_scales",
     "find_masks",
     "global_magnitude_masks",
+    "group_macs",
     "is_mask",
     "is_n_to_m",
     "kept_count",
     "layer_macs",
-    "macs_per_unit",
     "make_norms_affine",
     "masked_share",
     "n_to_m_mask",

@@ -14,8 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch_pruning.pruner.function import GroupNormPruner
 
-from pocketgan.networks.transformer_block import Attention
+from pocketgan.networks.transformer_block import GEGLU, Attention
 
+Role = Literal["writes", "steers", "normalises", "reads"]
 Kept = dict[str, list[int]]  # units that stay, by the name of their group
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 _CHANNEL_NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm)
@@ -45,15 +46,16 @@ class Member(NamedTuple):
 
     Attributes:
         layer: Its name in the network.
-        role: Whether it makes the channels, normalises each by itself, or takes them in. A layer norm, which looks
-            across channels, is none of these.
+        role: Whether it makes the channels, steers how others make them (queries, keys, the gate of a gated linear
+            unit), normalises each by itself, or takes them in. A layer norm, which looks across channels, is none of
+            these.
         places: Indices of its channels, all that belong to the group.
         units: For each of them, the unit that it belongs to.
         normalised: Of a writer: whether a norm of single channels follows it directly.
     """
 
     layer: str
-    role: Literal["writes", "normalises", "reads"]
+    role: Role
     places: Tensor
     units: Tensor
     normalised: bool = False
@@ -82,7 +84,7 @@ class ChannelGroup(NamedTuple):
         """Channels of one unit."""
         return self.channels // self.units
 
-    def of_role(self, role: str) -> list[Member]:
+    def of_role(self, role: Role) -> list[Member]:
         """Members of a role."""
         return [member for member in self.members if member.role == role]
 
@@ -112,6 +114,13 @@ class ChannelGraph:
             if isinstance(module, Attention)
             for part in ("to_q", "to_k", "to_v")
         }
+        # the first output that steers, by layer
+        self._steering = {
+            getattr(module, part): 0
+            for module in network.modules()
+            if isinstance(module, Attention)
+            for part in ("to_q", "to_k")
+        } | {module.proj: module.proj.out_features // 2 for module in network.modules() if isinstance(module, GEGLU)}
         self.groups: dict[str, ChannelGroup] = {}
         described = [self._describe(found) for found in self._graph.get_all_groups()]
         order = list(self._names.values())
@@ -127,22 +136,21 @@ class ChannelGraph:
             module = item.dep.target.module
             if module not in self._names or not isinstance(module, (*_LAYERS, *_CHANNEL_NORMS)):
                 continue
+            places, units = torch.tensor(item.idxs), unit_of[torch.tensor(item.root_idxs)]
+            name = self._names[module]
             if isinstance(module, _CHANNEL_NORMS):
-                role: Literal["writes", "normalises", "reads"] = "normalises"
-            elif self._graph.is_out_channel_pruning_fn(item.dep.handler):
-                role = "writes"
+                members.append(Member(name, "normalises", places, units))
+            elif not self._graph.is_out_channel_pruning_fn(item.dep.handler):
+                members.append(Member(name, "reads", places, units))
+            elif module in self._steering:
+                steers = places >= self._steering[module]
+                if not steers.all():
+                    members.append(Member(name, "writes", places[~steers], units[~steers]))
+                members.append(Member(name, "steers", places[steers], units[steers]))
             else:
-                role = "reads"
-            follows = self._graph.module2node[module].outputs
-            members.append(
-                Member(
-                    self._names[module],
-                    role,
-                    torch.tensor(item.idxs),
-                    unit_of[torch.tensor(item.root_idxs)],
-                    role == "writes" and any(isinstance(node.module, _CHANNEL_NORMS) for node in follows),
-                )
-            )
+                follows = self._graph.module2node[module].outputs
+                normalised = any(isinstance(node.module, _CHANNEL_NORMS) for node in follows)
+                members.append(Member(name, "writes", places, units, normalised))
         if not any(member.role == "reads" for member in members):
             return None
         return ChannelGroup(self._names[root], channels, int(unit_of.max()) + 1, tuple(members))
@@ -201,12 +209,17 @@ class ChannelGraph:
         graph = _trace(network, self.example_inputs)
         for name, units in kept.items():
             group = self.groups[name]
-            root = next(member for member in group.members if member.layer == name and member.role == "writes")
-            gone = ~torch.isin(root.units, torch.tensor(units))
-            if gone.any():
+            gone = [
+                place
+                for member in group.members
+                if member.layer == name and member.role in {"writes", "steers"}
+                for place, unit in zip(member.places.tolist(), member.units.tolist(), strict=True)
+                if unit not in units
+            ]
+            if gone:
                 layer = network.get_submodule(name)
                 handler = graph.get_pruner_of_module(layer).prune_out_channels
-                graph.get_pruning_group(layer, handler, root.places[gone].tolist()).prune(record_history=False)
+                graph.get_pruning_group(layer, handler, gone).prune(record_history=False)
         trainable = {name: parameter.requires_grad for name, parameter in self.network.named_parameters()}
         for name, parameter in network.named_parameters():  # pruned ones are new
             parameter.requires_grad_(trainable[name])

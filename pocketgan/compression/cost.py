@@ -49,8 +49,8 @@ def layer_macs(network: nn.Module, example_inputs: tuple[Tensor, ...]) -> dict[s
     return {"": macs["Global"], **{name.removeprefix(f"{root}."): count for name, count in macs.items() if "." in name}}
 
 
-def macs_per_unit(graph: ChannelGraph, example_inputs: tuple[Tensor, ...]) -> dict[str, float]:
-    """Operations that one unit of each group costs, in the layers that write and read it.
+def group_macs(graph: ChannelGraph, example_inputs: tuple[Tensor, ...]) -> dict[str, float]:
+    """Operations that the units of each group cost together, in the layers that write, steer and read them.
 
     Args:
         graph: Of the network.
@@ -63,8 +63,8 @@ def macs_per_unit(graph: ChannelGraph, example_inputs: tuple[Tensor, ...]) -> di
         for member in group.members:
             if member.role != "normalises":
                 sizes = weight_by_output(graph.network.get_submodule(member.layer)).shape
-                total += macs.get(member.layer, 0) * len(member.places) / sizes[0 if member.role == "writes" else 1]
-        costs[name] = total / group.units
+                total += macs.get(member.layer, 0) * len(member.places) / sizes[1 if member.role == "reads" else 0]
+        costs[name] = total
     return costs
 
 

@@ -19,7 +19,7 @@ def effective_scales(network: nn.Module, graph: ChannelGraph) -> dict[str, Tenso
     that write into one trunk add up as the root of the sum of squares. Layers that write without such a norm, into the
     stream of a transformer, add the norm of their rows. Where nobody normalises, as inside an attention or a
     feed-forward, the scale is rows of the writers times columns of the readers, which no shift of scale between the two
-    changes.
+    changes. Queries, keys and gates are no writers: without values they say nothing.
 
     Args:
         network: The network itself, or one of the same layers and shapes, such as its moving average.
@@ -90,7 +90,8 @@ class ConcentrationLoss(nn.Module):
     ours.
 
     Args:
-        costs: c_l by group, in any unit; their mean is brought to 1. All alike if None.
+        costs: c_l by group, what all of its units cost together, in any unit; their mean is brought to 1. All alike if
+            None.
 
     Example:
         Scales 3 and 1 give (3 + 1)² / (2 · (9 + 1)) = 0.8.

@@ -36,7 +36,9 @@ def silence(network, group, units):
         for member in group.members:
             places = member.places[torch.isin(member.units, torch.tensor(units))]
             layer = network.get_submodule(member.layer)
-            if member.role == "normalises" or (member.role == "writes" and not member.normalised):
+            if member.role == "normalises" or (
+                member.role == "writes" and not member.normalised
+            ):  # no queries, keys, gates
                 layer.weight[places] = 0
                 if layer.bias is not None:
                     layer.bias[places] = 0

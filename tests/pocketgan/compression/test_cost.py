@@ -5,7 +5,7 @@ import torch
 from tiny_networks import Plain
 from torch import nn
 
-from pocketgan.compression import ChannelGraph, LatencyTarget, layer_macs, macs_per_unit, parameter_count
+from pocketgan.compression import ChannelGraph, LatencyTarget, group_macs, layer_macs, parameter_count
 from pocketgan.networks.transformer_block import Attention
 
 
@@ -22,11 +22,11 @@ def test_attention_counts():
     assert macs[""] == projections + products
 
 
-def test_macs_of_a_unit_are_those_that_go_with_it():
+def test_macs_of_a_group_are_those_that_go_with_its_units():
     network, photo = Plain(8, kernel=3), (torch.rand(1, 3, 10, 12),)
     graph = ChannelGraph(network, photo)
-    saved = layer_macs(network, photo)[""] - layer_macs(graph.pruned({"first": list(range(7))}), photo)[""]
-    assert macs_per_unit(graph, photo) == {"first": saved}
+    saved = layer_macs(network, photo)[""] - layer_macs(graph.pruned({"first": list(range(6))}), photo)[""]
+    assert group_macs(graph, photo) == {"first": 4 * saved}
 
 
 def test_parameters():

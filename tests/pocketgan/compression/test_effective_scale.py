@@ -32,6 +32,39 @@ def test_without_a_norm_writers_times_readers_count():
     torch.testing.assert_close(effective_scales(network, graph)["0"], found)
 
 
+@pytest.mark.parametrize(
+    ("group", "writer", "reader", "steering"),
+    [
+        ("transformer.self_attention.to_v", "self_attention.to_v", "self_attention.to_out", "self_attention.to_q"),
+        ("transformer.feed_forward.0.proj", "feed_forward.0.proj", "feed_forward.1", None),
+    ],
+)
+def test_without_values_a_head_or_a_gated_unit_says_nothing(group, writer, reader, steering):
+    torch.manual_seed(0)
+    network = E2GANGenerator(16, 16, head_size=16, norm=BatchNorm())
+    inputs = (torch.rand(1, 3, 16, 16), torch.rand(1, 2, 16))
+    graph = ChannelGraph(network, inputs)
+    scale = effective_scales(network, graph)[group]
+    values = network.transformer.get_submodule(writer)
+    out = network.transformer.get_submodule(reader)
+    unit = slice(0, 16 if steering else 1)
+    with torch.no_grad():  # a shift of scale between values and output changes nothing
+        values.weight[unit] *= 4
+        if values.bias is not None:
+            values.bias[unit] *= 4
+        out.weight[:, unit] /= 4
+    torch.testing.assert_close(effective_scales(network, graph)[group], scale)
+    with torch.no_grad():
+        values.weight[unit] = 0
+        if steering:
+            network.transformer.get_submodule(steering).weight *= 100
+        else:
+            values.weight[len(scale) :] *= 100  # gates
+    silent = effective_scales(network, graph)[group]
+    assert silent[0] < 1e-5
+    torch.testing.assert_close(silent[1:], scale[1:])
+
+
 def test_layers_of_one_trunk_add_up():
     network = E2GANGenerator(8, 16, norm=BatchNorm())
     tokens = torch.zeros(1, 2, 16)
