@@ -13,7 +13,7 @@ from pocketgan.run_folder import COMPRESSION_FILE
 
 
 class CompressionTable(Callback):
-    """Prints widths, parameters, operations, milliseconds and validation L1 before and after, at the end of a ``fit``.
+    """Prints widths, parameters, operations, milliseconds and validation L1 before and after, when a ``fit`` ends.
 
     The same goes to ``RUN/compression.json``, with a row for each stage or notch on the way.
     """
@@ -41,7 +41,7 @@ class CompressionTable(Callback):
 
 
 def compression_table(before: dict[str, Any], after: dict[str, Any], size: int) -> Table:
-    """Figures of two networks side by side; layers of equal width are left out.
+    """Figures of two networks side by side.
 
     Args:
         before: Of ``ChannelCondensation.figures``.
@@ -50,15 +50,13 @@ def compression_table(before: dict[str, Any], after: dict[str, Any], size: int) 
     """
     table = Table("", "before", "after", "after / before")
     for name, width in before["widths"].items():
-        if after["widths"][name] != width:
-            table.add_row(
-                f"width of {name}", str(width), str(after["widths"][name]), f"{after['widths'][name] / width:.2f}"
-            )
+        other = after["widths"][name]
+        table.add_row(f"width of {name}", str(width), str(other), f"{other / width:.2f}")
     for name, label, scale, digits in (
         ("parameters", "parameters", 1, 0),
         ("macs", f"MMACs at {size} px", 1e6, 1),
         ("latency_ms", f"ms at {size} px, median", 1, 1),
-        ("val_loss", "validation L1", 1, 4),
+        ("val_loss", "validation reconstruction", 1, 4),
     ):
         one, other = before[name] / scale, after[name] / scale
         table.add_row(label, f"{one:,.{digits}f}", f"{other:,.{digits}f}", f"{other / one:.2f}")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from callbacks.console import say
 from callbacks.rank_search import RankSearch
-from lightning_modules import DiffusionAdaptation, DiffusionTraining, PairedGAN
+from lightning_modules import BaseGAN, DiffusionAdaptation, DiffusionTraining, FullFineTuning, LoRAAdaptation
 from lightning_modules.diffusion_module import DiffusionModule
 from pocketgan.adapters import AllWeights
 from pocketgan.compression import ChosenLayers, WeightMask, add_masks, choose_layers, masked_share
@@ -63,7 +63,7 @@ class SparsityCallback(Callback, ABC):
             TypeError: The run trains another module.
             ValueError: The module's weights do not train.
         """
-        if isinstance(module, PairedGAN):
+        if isinstance(module, BaseGAN | FullFineTuning | LoRAAdaptation):
             return [module.generator, module.generator_ema]
         if isinstance(module, DiffusionAdaptation) and not isinstance(module.adapter, AllWeights):
             raise ValueError(

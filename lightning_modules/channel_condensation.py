@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
@@ -32,11 +33,13 @@ from pocketgan.compression import (
     make_norms_affine,
     parameter_count,
     pruned_with_constants,
+    recalibrate_batch_norm,
+    weight_by_output,
 )
 from pocketgan.networks import Generator
 
 _T = TypeVar("_T")
-CONSTANT_PHOTOS = 64  # on which the constants of removed channels are measured
+MEASURED_PHOTOS = 64  # on which constants of removed channels and batch norm's statistics are measured
 
 
 class ChannelCondensation(PairedGAN):
@@ -260,6 +263,8 @@ class ChannelCondensation(PairedGAN):
 
         Running statistics of batch norm, and so the losses, may differ a little between ranks; decisions must not.
         """
+        if self.before:  # not of the base, which is measured as it came
+            recalibrate_batch_norm(self.generator_ema, self._training_batches())
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         total, count = 0.0, 0
         for batch in data.batches("val"):
@@ -269,6 +274,12 @@ class ChannelCondensation(PairedGAN):
         if not count:
             raise ValueError("the val split is empty, on which networks are compared; give it a fraction in data.split")
         return self.trainer.strategy.broadcast(total / count)
+
+    def on_validation_start(self) -> None:
+        """Measure the averaged network's batch norm: its own weights, the statistics of others are not for it."""
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            recalibrate_batch_norm(self.generator_ema, self._training_batches())
+        super().on_validation_start()
 
     def hand_over(self) -> None:
         """End the first stage: judge the condensed network, prune it, make it the teacher of what is left.
@@ -354,7 +365,8 @@ class ChannelCondensation(PairedGAN):
     def _narrow(self, kept: Kept) -> None:
         """Go on with a narrower network, with fresh averages and a fresh optimizer."""
         graph = self._graph_of(self.generator_ema)
-        narrowed = pruned_with_constants(graph, kept, self._constant_batches())
+        narrowed = pruned_with_constants(graph, kept, self._training_batches())
+        recalibrate_batch_norm(narrowed, self._training_batches())
         composed = (
             {name: [self.kept[name][unit] for unit in units] for name, units in kept.items()} if self.kept else kept
         )
@@ -379,13 +391,13 @@ class ChannelCondensation(PairedGAN):
         self.generator = copy.deepcopy(self.generator_ema).train().requires_grad_(True)
         self.lay_out()
 
-    def _constant_batches(self) -> Iterator[tuple[Tensor, ...]]:
+    def _training_batches(self) -> Iterator[tuple[Tensor, ...]]:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         seen = 0
         for batch in data.batches("train"):
             yield batch["photo"].to(self.device), self.prompt_tokens(batch)
             seen += len(batch["photo"])
-            if seen >= CONSTANT_PHOTOS:
+            if seen >= MEASURED_PHOTOS:
                 return
 
     def _restart_optimization(self) -> None:
@@ -445,9 +457,9 @@ class ChannelCondensation(PairedGAN):
         """
         return {
             "widths": {
-                name: len(layer.weight)
+                name: len(weight_by_output(layer))
                 for name, layer in self.generator_ema.named_modules()
-                if isinstance(layer, nn.Conv2d | nn.Linear)
+                if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
             },
             "parameters": parameter_count(self._deployed(self.generator_ema)),
             "macs": self._macs(self.generator_ema),
@@ -459,6 +471,9 @@ class ChannelCondensation(PairedGAN):
         """Store stage and widths, too."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["condensation"] = {name: getattr(self, name) for name in _STATE}
+        if self.teacher_source == "base":  # it stands in the base's own folder
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {name: state[name] for name in state if not name.startswith("teacher.")}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take stage and widths back before the weights.
@@ -472,8 +487,12 @@ class ChannelCondensation(PairedGAN):
         state = checkpoint["condensation"]
         if state["kept"] is not None:
             self.images_seen = images_seen
-            if any(name.startswith("teacher.") for name in checkpoint["state_dict"]):
+            if self.teacher_source == "condensed":
                 self.teacher = copy.deepcopy(self.generator_ema)
+            elif self.teacher_source == "base":
+                self.teacher = self._whole_generator()
+                for name, value in self.teacher.state_dict().items():
+                    checkpoint["state_dict"][f"teacher.{name}"] = value
             self._put(state["kept"], self._graph_of(self.generator_ema).pruned(state["kept"]))
         for name in _STATE:
             setattr(self, name, state[name])

@@ -161,11 +161,9 @@ class UnpairedGAN(LightningModule):
             self.generator_optimizer([each for each in self.generator.parameters() if each.requires_grad]),
             self.discriminator_optimizer([each for each in self.discriminator.parameters() if each.requires_grad]),
         ]
-        for optimizer, lazy in zip(
-            optimizers, (self.generator_regularization, self.discriminator_regularization), strict=True
-        ):
-            if lazy is not None:
-                _correct_for_lazy_steps(optimizer, lazy.interval)
+        # the discriminator's lazy term joins a step, the generator's has steps of its own
+        if self.generator_regularization is not None:
+            _correct_for_further_steps(optimizers[0], self.generator_regularization.interval)
         return optimizers
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> None:  # noqa: ARG002
@@ -345,7 +343,7 @@ class UnpairedGAN(LightningModule):
         refuse_other_weights(checkpoint["state_dict"], self.state_dict())
 
 
-def _correct_for_lazy_steps(optimizer: Optimizer, interval: int) -> None:
+def _correct_for_further_steps(optimizer: Optimizer, interval: int) -> None:
     """StyleGAN2's correction of Adam for steps of a lazy term between the others (training_loop.py)."""
     ratio = interval / (interval + 1)
     for group in optimizer.param_groups:

@@ -1,6 +1,7 @@
 """Narrower, sparser, faster versions of trained networks."""
 
-from pocketgan.compression.channel_graph import ChannelGraph, ChannelGroup, Kept
+from pocketgan.compression.batch_norm_statistics import recalibrate_batch_norm
+from pocketgan.compression.channel_graph import ChannelGraph, ChannelGroup, Kept, weight_by_output
 from pocketgan.compression.cost import LatencyTarget, group_macs, layer_macs, parameter_count
 from pocketgan.compression.cubic_sparsity import CubicSparsity
 from pocketgan.compression.effective_scale import ConcentrationLoss, effective_scales, make_norms_affine
@@ -76,9 +77,11 @@ __all__ = [
     "parameter_count",
     "plain_tensors",
     "pruned_with_constants",
+    "recalibrate_batch_norm",
     "restore_masks",
     "sparsity_of",
     "take_off_masks",
+    "weight_by_output",
     "weight_layers",
     "with_semi_structured_weights",
 ]

@@ -70,7 +70,7 @@ class ChannelGroup(NamedTuple):
     Attributes:
         name: Of the layer that the dependency graph starts at.
         channels: Output channels of that layer.
-        units: U, into which they divide; each has ``channels / units`` of them.
+        units: U, into which they divide.
         members: The layers.
     """
 
@@ -80,9 +80,13 @@ class ChannelGroup(NamedTuple):
     members: tuple[Member, ...]
 
     @property
-    def unit_channels(self) -> int:
-        """Channels of one unit."""
-        return self.channels // self.units
+    def unit_channels(self) -> set[int]:
+        """Channels that one unit has in the layers that make or take them; a gated unit has two where it is made."""
+        return {
+            sum(len(other.places) for other in self.members if (other.layer, other.role == "reads") == (layer, reads))
+            // self.units
+            for layer, reads in {(member.layer, member.role == "reads") for member in self.members}
+        }
 
     def of_role(self, role: Role) -> list[Member]:
         """Members of a role."""

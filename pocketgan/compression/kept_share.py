@@ -34,6 +34,5 @@ class KeptShare(PruningRule):
     ) -> Kept:
         """Choose units; see ``PruningRule.choose``."""
         return {
-            name: self.strongest(scale, groups[name], self.share * groups[name].units * groups[name].unit_channels)
-            for name, scale in scales.items()
+            name: self.strongest(scale, groups[name], self.share * groups[name].units) for name, scale in scales.items()
         }

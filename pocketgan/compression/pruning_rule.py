@@ -60,18 +60,17 @@ class PruningRule(ABC):
         """As few units of each group as the rule may leave."""
         return {name: self.strongest(torch.ones(group.units), group, 1) for name, group in groups.items()}
 
-    def strongest(self, scale: Tensor, group: ChannelGroup, channels: float) -> list[int]:
-        """The units of largest scale that make at least so many channels, rounded up to whole multiples."""
-        step = math.lcm(self.multiple, group.unit_channels)
-        wanted = max(math.ceil(channels / step - 1e-9), 1) * step // group.unit_channels
+    def strongest(self, scale: Tensor, group: ChannelGroup, units: float) -> list[int]:
+        """So many units of largest scale, and as many more as make every layer's width a whole multiple."""
+        step = math.lcm(*(self.multiple // math.gcd(self.multiple, channels) for channels in group.unit_channels))
+        wanted = max(math.ceil(units / step - 1e-9), 1) * step
         return sorted(torch.topk(scale, min(wanted, group.units)).indices.tolist())
 
     def above(self, scales: dict[str, Tensor], groups: dict[str, ChannelGroup], threshold: float) -> Kept:
         """The units of at least ``threshold`` times the largest scale of their own group."""
         kept = {}
         for name, scale in scales.items():
-            count = int((scale >= threshold * scale.max()).sum())
-            kept[name] = self.strongest(scale, groups[name], count * groups[name].unit_channels)
+            kept[name] = self.strongest(scale, groups[name], float((scale >= threshold * scale.max()).sum()))
         return kept
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -123,7 +124,10 @@ def _read(file: Path, part: str, remedy: str) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not there; name a file with a StyleGAN2 state dict")
     if file.suffix == ".safetensors":
-        return dict(load_file(file))
+        try:
+            return dict(load_file(file))
+        except SafetensorError as error:
+            raise ValueError(f"{file} cannot be read ({error}); check it, or write it again") from error
     refusal = ValueError(
         f"{file} is a pickle of whole networks or damaged, and pickled objects are not read because they run code; "
         + remedy.format(name=file.name, stem=file.stem)

@@ -65,7 +65,13 @@ def test_the_table_names_what_changed(trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     fit_condensed(trained["pairs"], trained["adapter"], tmp_path / "run", SHARE)
     shown = capsys.readouterr().out
-    for words in ("width of stem.0", "parameters", "MMACs at 32 px", "ms at 32 px, median", "validation L1"):
+    for words in (
+        "width of stem.0",
+        "parameters",
+        "MMACs at 32 px",
+        "ms at 32 px, median",
+        "validation reconstruction",
+    ):
         assert words in shown
 
 
