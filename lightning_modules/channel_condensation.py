@@ -195,12 +195,12 @@ class ChannelCondensation(PairedGAN):
         """Measure the network as it comes; a first stage of no images ends here.
 
         Raises:
-            ValueError: No network that the rule allows can meet it, or the budget ends before the pruning.
+            ValueError: No network that the rule allows can meet it.
         """
         if self.is_condensing and self.condense_images >= self._budget_images():
-            raise ValueError(
-                f"condense_images is {self.condense_images}, the budget ends at {self._budget_images():.0f} images: "
-                "nothing would be pruned and fine-tuned; give a larger budget.images or fewer condense_images"
+            rank_zero_warn(
+                f"nothing will be pruned and fine-tuned: condense_images is {self.condense_images}, the budget ends at "
+                f"{self._budget_images():.0f} images; give a larger budget.images or fewer condense_images"
             )
         if self.base_loss is None:
             graph = self._graph_of(self.generator_ema)

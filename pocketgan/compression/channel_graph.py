@@ -205,7 +205,8 @@ class ChannelGraph:
             group = self.groups[name]
             if not units:
                 raise ValueError(
-                    f"layer {name} would lose all of its {group.channels} channels; keep at least {group.unit_channels}"
+                    f"layer {name} would lose all of its {group.channels} channels; keep at least "
+                    f"{group.channels // group.units}"
                 )
             if not set(units) <= set(range(group.units)):
                 raise ValueError(f"layer {name} has units 0 to {group.units - 1}, not all of {sorted(units)}")
