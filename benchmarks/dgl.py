@@ -32,7 +32,15 @@ STAGE_ONE, PLAIN, GUIDED, RANDOM, ONE_STAGE = (
     "stage two, random teacher, λ = 0.1",
     "one stage, λ = 0.1",
 )
-COMPARED = (GUIDED, RANDOM, ONE_STAGE, STAGE_ONE)
+COMPARED = (
+    (GUIDED, PLAIN),
+    (RANDOM, PLAIN),
+    (ONE_STAGE, PLAIN),
+    (STAGE_ONE, PLAIN),
+    (GUIDED, RANDOM),
+    (GUIDED, ONE_STAGE),
+)
+DIGITS = {"reconstruction": 4, "fd_lite0": 1, "kid_lite0": 4}
 # a run of λ = 0 is the plain GAN bit for bit; without the teacher it does not pay for its judgement
 STAGE_TWO = {PLAIN: ("--model.teacher=null",), GUIDED: (), RANDOM: ("--model.random_teacher=true",)}
 # validation is not looked at
@@ -126,7 +134,7 @@ def systems(pairs: Path, out: Path) -> list[System]:
             ("--model.generator.channel_multiplier=1",),
             {"half width": ()},
             12_000,
-            (3200, 1600),
+            (4800, 2400),
             16,
             distances,
         ),
@@ -212,8 +220,8 @@ class Benchmark:
         }
         return {STAGE_ONE: start, **two, ONE_STAGE: run(ONE_STAGE, 2, first + second, "--model.start=null", teacher)}
 
-    def page(self) -> str:
-        """Train everything that is not there yet; the committed Markdown."""
+    def train(self) -> None:
+        """Train everything that is not there yet."""
         # by system and seed, so that an interrupted benchmark is whole as far as it goes
         runs = [
             run
@@ -229,20 +237,31 @@ class Benchmark:
             ]
         ]
         train_all(runs, processes=1, threads=1)
-        seconds = sum(run.result()[-1]["seconds"] for run in runs)
+
+    def whole_seeds(self, system: System) -> list[int]:
+        """Seeds whose runs are all there."""
+        return [
+            seed
+            for seed in self.seeds
+            if all(run.is_done for student in system.students for run in self.arms(system, student, seed).values())
+        ]
+
+    def page(self) -> str:
+        """The committed Markdown, of the systems with two whole seeds or more."""
+        whole = [system for system in self.systems if len(self.whole_seeds(system)) > 1]
         return "\n".join(
             [
                 "# Which of DGL-GAN's claims hold here?\n",
-                f"{len(self.seeds)} seeds of each student, one teacher for all of them: mean ± standard deviation over "
-                "the seeds, which knows nothing of the spread between teachers. All figures are of the averaged "
+                "Several seeds of each student, one teacher for all of them: mean ± standard deviation over the seeds, "
+                "which knows nothing of the spread between teachers. All figures are of the averaged "
                 "generator on held-out images, less is better; distances are those of EfficientNet-Lite0's features, "
                 f"not FID. Stage two of λ = 0 has the images of the others. Paired: {CONCEPT} of the pool, "
                 f"{' '.join(SETTING[3:6])}. Crops: {PICTURES} of the pool's photos, so that a held-out crop's photo "
-                f"has other crops in training. Shapes: {PICTURES} in {len(SHAPES)} classes. One process of one thread, "
-                f"{seconds / 60:.0f} minutes of training steps in all. Begun at commit {self.begun.read_text()}, page "
+                f"has other crops in training. Shapes: {PICTURES} in {len(SHAPES)} classes. One process of one thread. "
+                f"Begun at commit {self.begun.read_text()}, page "
                 f"of {commit()}.\n",
                 f"{command_block(__doc__)}\n",
-                *(line for system in self.systems for line in self.section(system)),
+                *(line for system in whole for line in self.section(system)),
             ]
         )
 
@@ -251,53 +270,56 @@ class Benchmark:
         teacher = self.teacher(system).result()[-1]
         shown = teacher.get("images_per_concept", teacher.get("real_images", 0))
         first, second = system.images
+        seeds = self.whole_seeds(system)
+        seconds = teacher["seconds"]
         lines = [
             f"## {system.title}",
-            f"N = {shown:.0f} held-out images, as many generated. Stage one has {first:,} images, stage two {second:,} "
-            f"more, the teacher {system.teacher_images:,}; batch {system.batch}. "
+            f"{len(seeds)} seeds. N = {shown:.0f} held-out images, as many generated. Stage one has {first:,} images, "
+            f"stage two {second:,} more, the teacher {system.teacher_images:,}; batch {system.batch}. "
             f"Teacher: `{' '.join(system.teacher)}`; "
             f"all: `{' '.join(word for word in system.setting if word.startswith('--model.')) or 'as in the YAML'}`.\n",
             f"| network | arm | images | {' | '.join(system.columns.values())} | generator's parameters |",
             "|---" * (len(system.columns) + 4) + "|",
             f"| teacher | | {system.teacher_images:,} | "
-            + " | ".join(f"{teacher[column]:.4f}" for column in system.columns)
+            + " | ".join(f"{teacher[column]:.{DIGITS[column]}f}" for column in system.columns)
             + f" | {teacher['parameters']:,.0f} |",
         ]
         compared = []
         for student in system.students:
-            runs = [self.arms(system, student, seed) for seed in self.seeds]
+            runs = [self.arms(system, student, seed) for seed in seeds]
             rows = {arm: [each[arm].result()[-1] for each in runs] for arm in runs[0]}
+            seconds += sum(row["seconds"] for found in rows.values() for row in found)
             for arm, found in rows.items():
                 images = first if arm == STAGE_ONE else first + second
-                cells = [mean_and_spread([row[column] for row in found]) for column in system.columns]
+                cells = [mean_and_spread([row[column] for row in found], DIGITS[column]) for column in system.columns]
                 lines.append(
                     f"| {student} | {arm} | {images:,} | {' | '.join(cells)} | {found[0]['parameters']:,.0f} |"
                 )
-            for arm in COMPARED:
+            for arm, other in COMPARED:
                 cells = [
-                    self.difference([row[column] for row in rows[arm]], [row[column] for row in rows[PLAIN]])
+                    self.difference(*([row[column] for row in rows[each]] for each in (arm, other)), DIGITS[column])
                     for column in system.columns
                 ]
-                compared.append(f"| {student} | {arm} | {' | '.join(cells)} |")
+                compared.append(f"| {student} | {arm} | {other} | {' | '.join(cells)} |")
         return [
             *lines,
-            f"\nDifference from {PLAIN}, paired by seed: mean ± standard deviation (better in so many seeds); relative "
-            "mean; whether the 95 % t interval of the mean leaves 0 out.\n",
-            f"| network | arm | {' | '.join(system.columns.values())} |",
-            "|---" * (len(system.columns) + 2) + "|",
+            "\nDifferences of two arms, paired by seed: mean ± standard deviation (in how many seeds the arm is better); "
+            "relative mean; better or worse where the 95 % t interval of the mean leaves 0 out.\n",
+            f"| network | arm | less | {' | '.join(system.columns.values())} |",
+            "|---" * (len(system.columns) + 3) + "|",
             *compared,
-            "",
+            f"\n{seconds / 60:.0f} minutes of training steps, others on the same cores.\n",
         ]
 
     @staticmethod
-    def difference(values: list[float], plain: list[float]) -> str:
+    def difference(values: list[float], others: list[float], digits: int = 4) -> str:
         """A cell of the second table."""
-        differences = [value - other for value, other in zip(values, plain, strict=True)]
+        differences = [value - other for value, other in zip(values, others, strict=True)]
         mean, count = statistics.mean(differences), len(differences)
         half = student_t.ppf(0.975, count - 1) * statistics.stdev(differences) / count**0.5
         told = ("better" if mean < 0 else "worse") if abs(mean) > half else "not told"
-        relative = 100 * mean / statistics.mean(plain)
-        return f"{paired_difference(values, plain)}; {relative:+.1f} %; {told}"
+        relative = 100 * mean / statistics.mean(others)
+        return f"{paired_difference(values, others, digits=digits)}; {relative:+.1f} %; {told}"
 
 
 if __name__ == "__main__":
@@ -305,8 +327,12 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--page", action="store_true", help="train nothing: the page of the seeds that are whole")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    page = Benchmark(options.pairs.resolve(), options.out.resolve(), options.seeds).page()
+    benchmark = Benchmark(options.pairs.resolve(), options.out.resolve(), options.seeds)
+    if not options.page:
+        benchmark.train()
+    page = benchmark.page()
     (options.out / "page.md").write_text(page + "\n")
     print(page)
