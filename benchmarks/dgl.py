@@ -303,7 +303,7 @@ class Benchmark:
                 compared.append(f"| {student} | {arm} | {other} | {' | '.join(cells)} |")
         return [
             *lines,
-            "\nDifferences of two arms, paired by seed: mean ± standard deviation (in how many seeds the arm is better); "
+            "\nDifferences of two arms, paired by seed: mean ± standard deviation (better in how many seeds); "
             "relative mean; better or worse where the 95 % t interval of the mean leaves 0 out.\n",
             f"| network | arm | less | {' | '.join(system.columns.values())} |",
             "|---" * (len(system.columns) + 3) + "|",
