@@ -326,7 +326,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--page", action="store_true", help="train nothing: the page of the seeds that are whole")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
