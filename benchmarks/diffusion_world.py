@@ -52,9 +52,9 @@ RECIPE: dict[str, Any] = {
 }
 
 
-def draw(colour: str, shape: str, random: torch.Generator) -> Tensor:
-    """One picture (3, 16, 16) in [-1, 1]: place, size, grey of the ground and shade of the colour are random."""
-    fine = 4 * SIZE  # drawn finer and averaged, or edges would be stairs
+def draw(colour: str, shape: str, random: torch.Generator, size: int = SIZE) -> Tensor:
+    """One picture (3, size, size) in [-1, 1]: place, extent, grey of the ground and shade of the colour are random."""
+    fine = 4 * size  # drawn finer and averaged, or edges would be stairs
     radius, across, down, ground, shade = torch.rand(5, generator=random).tolist()
     radius = (0.32 + 0.1 * radius) * fine
     centre = (radius + across * (fine - 2 * radius), radius + down * (fine - 2 * radius))

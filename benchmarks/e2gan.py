@@ -17,7 +17,17 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.runs import BATCH, SETTING, SPLIT, Run, command_block, commit, mean_and_spread, train_all
+from benchmarks.runs import (
+    BATCH,
+    SETTING,
+    SPLIT,
+    Run,
+    command_block,
+    commit,
+    mean_and_spread,
+    paired_difference,
+    train_all,
+)
 from pocketgan.cli import main
 from pocketgan.run_folder import last_figures
 from pocketgan.selection import read_selection
@@ -274,10 +284,8 @@ class Benchmark:
             """L1, SSIM and kid_lite0 less those of another method's run on the same concept and seed."""
             cells = []
             for column, sign in (("reconstruction", 1), ("kid_lite0", 1), ("ssim", -1)):
-                pairs = zip(rows_at(runs, images), rows_at(other, IMAGES), strict=True)
-                differences = [row[column] - reference[column] for row, reference in pairs]
-                better = sum(sign * difference < 0 for difference in differences)
-                cells.append(f"{mean_and_spread(differences)} ({better}/{len(differences)})")
+                own, reference = ([row[column] for row in rows_at(*each)] for each in ((runs, images), (other, IMAGES)))
+                cells.append(paired_difference(own, reference, sign))
             return f"| {name} | {images:,} | {' | '.join(cells)} |"
 
         head = (

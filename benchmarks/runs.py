@@ -6,8 +6,9 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any
 from pocketgan.run_folder import adapter_bytes, last_figures
 
 SPLIT, BATCH = "[0.6,0.2,0.2]", 4
-# of all trainings here, whatever a YAML says: 64 px, chosen by a short trial of the base
+QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
+# of all paired trainings here, whatever a YAML says: 64 px, chosen by a short trial of the base
 SETTING = (
     f"--data.batch_size={BATCH}",
     "--data.size=64",
@@ -24,8 +26,7 @@ SETTING = (
     "--model.reconstruction_weight=30",
     "--model.discriminator_optimizer.lr=1e-3",
     "--trainer.precision=bf16-mixed",
-    "--trainer.enable_progress_bar=false",
-    "--trainer.enable_model_summary=false",
+    *QUIET,
 )
 
 
@@ -39,6 +40,8 @@ class Run:
         arguments: Further words of the command line.
         images: Ascending image counts at which it is tested; the last is its budget.
         may_stop_early: Whether a callback may end it before its budget.
+        setting: What several runs share, before ``arguments``.
+        batch: Images in a batch, as the setting says.
     """
 
     folder: Path
@@ -46,6 +49,8 @@ class Run:
     arguments: tuple[str, ...]
     images: tuple[int, ...]
     may_stop_early: bool = False
+    setting: tuple[str, ...] = SETTING
+    batch: int = BATCH
 
     @property
     def is_done(self) -> bool:
@@ -58,44 +63,57 @@ class Run:
         return rows
 
 
+@contextmanager
+def step_seconds() -> Iterator[list[float]]:
+    """The wall time of each training step of a GAN within, in the list that it gives."""
+    from lightning_modules import PairedGAN, UnpairedGAN
+
+    seconds: list[float] = []
+    classes: tuple[Any, ...] = (PairedGAN, UnpairedGAN)
+    steps = [cls.training_step for cls in classes]
+
+    def timed(step: Any) -> Any:
+        def training_step(self: Any, batch: dict[str, Any], batch_index: int) -> None:
+            begun = time.perf_counter()
+            step(self, batch, batch_index)
+            seconds.append(time.perf_counter() - begun)
+
+        return training_step
+
+    try:
+        for cls, step in zip(classes, steps, strict=True):
+            cls.training_step = timed(step)
+        yield seconds
+    finally:
+        for cls, step in zip(classes, steps, strict=True):
+            cls.training_step = step
+
+
 def train(run: Run) -> None:
     """Train and test one run in this process; stages that are done are not done again."""
     import torch
 
-    from lightning_modules import PairedGAN
     from pocketgan.cli import main
 
     file = run.folder / "result.json"
     rows: list[dict[str, float]] = run.result() if file.exists() else []
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    seconds: list[float] = []
-    step = PairedGAN.training_step
-
-    def timed(self: PairedGAN, batch: dict[str, Any], batch_index: int) -> None:
-        begun = time.perf_counter()
-        step(self, batch, batch_index)
-        seconds.append(time.perf_counter() - begun)
-
     for images in run.images[len(rows) :]:
         if not rows:
             shutil.rmtree(run.folder, ignore_errors=True)  # broken off before its first result
-        seconds.clear()
-        PairedGAN.training_step = timed  # type: ignore[method-assign]
-        try:
+        with step_seconds() as seconds:
             main(
                 [
                     "fit",
                     f"-c={run.config}",
-                    *SETTING,
+                    *run.setting,
                     *run.arguments,
                     f"--budget.images={images}",
-                    f"--trainer.val_check_interval={(images - (rows[-1]['images'] if rows else 0)) / BATCH:.0f}",
+                    f"--trainer.val_check_interval={(images - (rows[-1]['images'] if rows else 0)) / run.batch:.0f}",
                     f"--trainer.default_root_dir={run.folder}",
                     *(["--ckpt_path=last"] if rows else []),
                 ]
             )
-        finally:
-            PairedGAN.training_step = step  # type: ignore[method-assign]
         main(["test", f"-c={run.folder}/config.yaml", "--trainer.enable_progress_bar=false"])
         row = {**last_figures(run.folder, "test"), "step_seconds": statistics.median(seconds)}
         row["seconds"] = sum(seconds) + (rows[-1]["seconds"] if rows else 0)
@@ -109,9 +127,14 @@ def sizes(folder: Path) -> dict[str, float]:
     """Trainable parameters of the generator's side, and the bytes that a concept costs beside its base."""
     import torch
 
-    from lightning_modules import LoRAAdaptation, load_run
+    from lightning_modules import LoRAAdaptation, UnpairedGAN
+    from lightning_modules.run import load_module
 
-    model = load_run(folder)
+    model: Any = load_module(folder)
+    if isinstance(model, UnpairedGAN):
+        weights = list(model.generator_ema.state_dict().values())
+        trained = sum(weight.numel() for weight in model.generator.parameters())
+        return {"parameters": trained, "bytes": sum(weight.numel() * weight.element_size() for weight in weights)}
     tokens = [tokens for name, tokens in model.text_encoder.named_parameters() if model.concepts[0] in name]
     if isinstance(model, LoRAAdaptation):
         # the adapter as it is stored is trainable where the module's own generator is
@@ -130,10 +153,13 @@ def _worker(threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
-def train_all(runs: Iterable[Run], processes: int) -> None:
-    """Train runs side by side, each process on its share of the cores."""
+def train_all(runs: Iterable[Run], processes: int, threads: int | None = None) -> None:
+    """Train runs side by side, each process on its share of the cores, or on so many threads.
+
+    Runs are begun in their order: with one process a run may start from one before it.
+    """
     waiting = [run for run in dict.fromkeys(runs) if not run.is_done]
-    threads = max((os.cpu_count() or 1) // processes, 1)
+    threads = threads or max((os.cpu_count() or 1) // processes, 1)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # before a worker imports torch
     with ProcessPoolExecutor(processes, get_context("spawn"), _worker, (threads,)) as pool:
         for number, _ in enumerate(pool.map(train, waiting), start=1):
@@ -154,3 +180,17 @@ def command_block(docstring: str | None) -> str:
 def mean_and_spread(values: list[float], digits: int = 4) -> str:
     """``mean ± standard deviation`` of at least two values."""
     return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
+def paired_difference(values: Sequence[float], others: Sequence[float], sign: int = 1, digits: int = 4) -> str:
+    """``mean ± standard deviation (better/N)`` of values less others', pair by pair.
+
+    Args:
+        values: Figures of one method, one for each seed and concept.
+        others: Figures of the method that it is compared with, in the same order.
+        sign: 1 where less is better, -1 where more is.
+        digits: Behind the point.
+    """
+    differences = [value - other for value, other in zip(values, others, strict=True)]
+    better = sum(sign * difference < 0 for difference in differences)
+    return f"{mean_and_spread(differences, digits)} ({better}/{len(differences)})"
