@@ -127,7 +127,7 @@ def systems(pairs: Path, out: Path) -> list[System]:
                 *UNPAIRED,
                 f"--data.root={out / 'crops'}",
                 "--model.generator.channel_base=512",
-                # with noise there is nothing else to see after 5,000 images; the YAML's penalty of 10 is of 1024 px
+                # also the YAML's own since this was measured
                 "--model.generator.noise=false",
                 "--model.discriminator_regularization.gamma=0.3",
             ),
