@@ -94,7 +94,7 @@ class ChannelCondensation(PairedGAN):
         cost: Literal["macs", "milliseconds"] | None = "macs",
         scale_learning_rate_factor: float = 10.0,
         teacher: Literal["condensed", "base"] | None = "condensed",
-        max_teacher_loss: float = 0.05,
+        max_teacher_loss: float = 0.15,
         teacher_image_weight: float = 10.0,
         teacher_feature_weight: float = 1.0,
         ema_halflife_images: float = 1_000.0,
