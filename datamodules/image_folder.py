@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from datamodules.image_clock_data import ImageClockData
 from pocketgan.images import IMAGE_SUFFIXES, UnreadableImageError, centred_square, load_photo
-from pocketgan.pair_files import Split
+from pocketgan.pair_files import Split, check_fractions
 
 Fractions = tuple[float, float, float]
 
@@ -54,14 +55,36 @@ def _is_image(path: str) -> bool:
     return Path(path).suffix.lower() in IMAGE_SUFFIXES and not Path(path).name.startswith(".")
 
 
-def check_fractions(split: Fractions) -> None:
-    """Refuse fractions for train, val and test that make no split.
+class ImageFolderData(ImageClockData):
+    """What datamodules of images in folders take alike.
+
+    Args:
+        root: The folder.
+        size: Side of the images in pixels.
+        flip: Mirror half of the training images.
+        batch_size: Images in a batch over all ranks together.
+        split: Fractions for train, val and test, of each class.
+        seed: Deals the split and all that is drawn.
+        cache: Folder of what is computed once; ``ROOT/.cache`` if None.
+
+    Attributes:
+        classes: Names by label, after ``setup``.
 
     Raises:
-        ValueError: One is below 0, the first is 0, or they do not add up to 1.
+        ValueError: A fraction is below 0, the first is 0, or they do not add up to 1; or a number is below 1.
     """
-    if min(split) < 0 or abs(sum(split) - 1) > 1e-6 or not split[0]:
-        raise ValueError(f"split {split} must be three fractions that add up to 1, the first above 0")
+
+    def __init__(
+        self, root: Path, size: int, flip: bool, batch_size: int, split: Fractions, seed: int, cache: Path | None
+    ) -> None:
+        super().__init__()
+        check_fractions(split)
+        if size < 1 or batch_size < 1:
+            raise ValueError(f"size is {size}, batch_size {batch_size}; give 1 or more")
+        self.root, self.size, self.flip = root, size, flip
+        self.batch_size, self.fractions, self.seed = batch_size, split, seed
+        self.cache = cache or root / ".cache"
+        self.classes: list[str] = []
 
 
 def deal(labels: Sequence[int], fractions: Fractions, seed: int) -> dict[Split, list[int]]:

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.array_files import allocate, built_once, mapped
-from datamodules.image_clock_data import ImageClockData
-from datamodules.image_folder import ClassFolders, check_fractions, content_of, deal, square_picture
+from datamodules.image_folder import ClassFolders, ImageFolderData, content_of, deal, square_picture
 from pocketgan.digest import weights_digest
 from pocketgan.dit_pipeline import downscaling, load_autoencoder, scaled_latents
 from pocketgan.images import to_tensor
@@ -38,7 +37,7 @@ class LatentDataset(Dataset[dict[str, Tensor]]):
         return {name: values[self.places[index]] for name, values in self.tensors.items()}
 
 
-class LabelledLatents(ImageClockData):
+class LabelledLatents(ImageFolderData):
     """Images in folders named after their classes, as latents of a pipeline's autoencoder, or as they are.
 
     The first use encodes each image's centred square, and its mirror image, into files that are keyed by the images,
@@ -79,14 +78,8 @@ class LabelledLatents(ImageClockData):
         seed: int = 0,
         cache: Path | None = None,
     ) -> None:
-        super().__init__()
-        check_fractions(split)
-        if size < 1 or batch_size < 1:
-            raise ValueError(f"size is {size}, batch_size {batch_size}; give 1 or more")
-        self.root, self.vae, self.size, self.flip = root, vae, size, flip
-        self.batch_size, self.fractions, self.seed = batch_size, split, seed
-        self.cache = cache or root / ".cache"
-        self.classes: list[str] = []
+        super().__init__(root, size, flip, batch_size, split, seed, cache)
+        self.vae = vae
         self.latent_shape = (0, 0, 0)
         self.datasets: dict[Split, LatentDataset] = {}
 

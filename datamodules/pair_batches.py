@@ -17,7 +17,7 @@ from torchvision.transforms.functional import center_crop
 
 from datamodules.image_clock_data import ImageClockData
 from pocketgan.metrics import FeatureExtractor, reference_features
-from pocketgan.pair_files import SPLITS, PairFile, Split, split_of_groups
+from pocketgan.pair_files import SPLITS, PairFile, Split, check_fractions, split_of_groups
 from pocketgan.selection import read_selection
 
 
@@ -104,8 +104,7 @@ class PairBatches(ImageClockData):
         training_photos: Path | None = None,
     ) -> None:
         super().__init__()
-        if min(split) < 0 or abs(sum(split) - 1) > 1e-6 or not split[0]:
-            raise ValueError(f"split {split} must be three fractions that add up to 1, the first above 0")
+        check_fractions(split)
         if crop_from is not None and crop_from < size:
             raise ValueError(f"crop_from {crop_from} is below size {size}; crops of {size} need at least as much")
         self.root = root

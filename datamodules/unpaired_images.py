@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.array_files import allocate, built_once, mapped
-from datamodules.image_clock_data import ImageClockData
-from datamodules.image_folder import ClassFolders, check_fractions, content_of, deal, square_picture
+from datamodules.image_folder import ClassFolders, ImageFolderData, content_of, deal, square_picture
 from datamodules.pair_batches import as_it_is
 from pocketgan.images import find_images
 from pocketgan.metrics import FeatureExtractor, reference_features
@@ -54,7 +53,7 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         return {name: values[0] for name, values in self.__getitems__([index]).items()}
 
 
-class UnpairedImages(ImageClockData):
+class UnpairedImages(ImageFolderData):
     """Images in a folder, for GANs that make images of noise; decoded once.
 
     The first use writes each image's centred square into a memory-mapped uint8 cache that is keyed by the files and the
@@ -89,14 +88,8 @@ class UnpairedImages(ImageClockData):
         seed: int = 0,
         cache: Path | None = None,
     ) -> None:
-        super().__init__()
-        check_fractions(split)
-        if size < 1 or batch_size < 1:
-            raise ValueError(f"size is {size}, batch_size {batch_size}; give 1 or more")
-        self.root, self.labels, self.size, self.flip = root, labels, size, flip
-        self.batch_size, self.fractions, self.seed = batch_size, split, seed
-        self.cache = cache or root / ".cache"
-        self.classes: list[str] = []
+        super().__init__(root, size, flip, batch_size, split, seed, cache)
+        self.labels = labels
         self.datasets: dict[Split, ImageDataset] = {}
 
     def setup(self, stage: str) -> None:  # noqa: ARG002

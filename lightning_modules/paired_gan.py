@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_modules.adversarial_module import AdversarialModule
 from lightning_modules.run_state import refuse_other_weights
 from pocketgan.adapters import merge
 from pocketgan.compression import restore_masks, sparsity_of
@@ -21,7 +21,7 @@ from pocketgan.schedule import LinearDecay, MovingAverage
 from pocketgan.text import TextEncoder
 
 
-class PairedGAN(LightningModule):
+class PairedGAN(AdversarialModule):
     """A conditional GAN on (photo, edit) pairs: adversarial loss plus a reconstruction term, pix2pix's form.
 
     The clock is images seen by the generator over all ranks. Validation, sampling and export use the generator's
@@ -51,6 +51,8 @@ class PairedGAN(LightningModule):
             the edits (B, 3, H, W), and its scalar is added.
     """
 
+    progress_figure = "reconstruction"
+
     def __init__(
         self,
         generator: Generator,
@@ -70,7 +72,6 @@ class PairedGAN(LightningModule):
         compile_networks: bool = False,
     ) -> None:
         super().__init__()
-        self.automatic_optimization = False
         if generator.token_size != text_encoder.token_size:
             raise ValueError(
                 f"the generator reads tokens of {generator.token_size} features, the text encoder "
@@ -93,9 +94,6 @@ class PairedGAN(LightningModule):
         self.learning_rate_decay = learning_rate_decay
         self.compile_networks = compile_networks
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.images_seen = 0
-        # that the networks had seen before this run; the average's ramp-up goes on from there
-        self.earlier_images = 0
         self.prompts: dict[str, str] = {}
         self.extra_terms: list[Callable[[dict[str, Any], Tensor], Tensor]] = []
 
@@ -265,14 +263,6 @@ class PairedGAN(LightningModule):
         """Reconstruction of the averaged generator on fixed pairs; the adversarial loss is a moving target."""
         return self.reconstruction_loss(self(batch["photo"], batch["concept"]), batch["edit"])
 
-    def on_validation_start(self) -> None:
-        """Fetch the teacher's side of the distances."""
-        self._set_reference("val")
-
-    def on_test_start(self) -> None:
-        """Fetch the teacher's side of the distances."""
-        self._set_reference("test")
-
     def _set_reference(self, split: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         self._check_known(data.prompts)
@@ -283,34 +273,9 @@ class PairedGAN(LightningModule):
     def _evaluate(self, batch: dict[str, Any]) -> None:
         self.quality.update(self(batch["photo"], batch["concept"]), batch["edit"], batch["concept"])
 
-    def _report(self, stage: str) -> None:
-        # every rank holds the same figures already; Lightning asks for sync_dist all the same
-        figures = {f"{stage}/{name}": value for name, value in self.quality.compute().items()}
-        # in the progress bar this one alone: a figure of each step there would make the CPU wait for the GPU
-        reconstruction = f"{stage}/reconstruction"
-        self.log(reconstruction, figures.pop(reconstruction), prog_bar=True, sync_dist=True)
-        self.log_dict({**figures, "images": float(self.images_seen)}, sync_dist=True)
-
-    def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:  # noqa: ARG002
-        """Compare the averaged generator's edits with the teacher's."""
-        self._evaluate(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log ``val/…``."""
-        self._report("val")
-
-    def test_step(self, batch: dict[str, Any], batch_index: int) -> None:  # noqa: ARG002
-        """Compare the averaged generator's edits with the teacher's."""
-        self._evaluate(batch)
-
-    def on_test_epoch_end(self) -> None:
-        """Log ``test/…``."""
-        self._report("test")
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the clock and the concepts, with their tokens where they are no weights, and where masks are."""
-        checkpoint["images_seen"] = self.images_seen
-        checkpoint["earlier_images"] = self.earlier_images
+        super().on_save_checkpoint(checkpoint)
         checkpoint["prompts"] = self.prompts
         if patterns := sparsity_of(self.generator):
             checkpoint["sparsity"] = patterns
@@ -332,8 +297,7 @@ class PairedGAN(LightningModule):
         """
         if not {"images_seen", "prompts"} <= checkpoint.keys():
             raise ValueError("the checkpoint is not of a base or an adapter: it has no images_seen and prompts")
-        self.images_seen = checkpoint["images_seen"]
-        self.earlier_images = checkpoint.get("earlier_images", 0)
+        super().on_load_checkpoint(checkpoint)
         self.add_concepts(checkpoint["prompts"])
         if "encoded_prompts" in checkpoint:
             encoded = checkpoint["encoded_prompts"]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
@@ -17,6 +17,8 @@ from pocketgan.compression import bake_masks
 if TYPE_CHECKING:
     from lightning_modules.paired_gan import PairedGAN
     from lightning_modules.unpaired_gan import UnpairedGAN
+
+_Module = TypeVar("_Module", bound=LightningModule)
 
 
 @contextmanager
@@ -78,8 +80,8 @@ def load_module(run: Path, checkpoint: str = "last.ckpt") -> LightningModule:
         left_out = {"feature_extractor": None, "lpips": False}
         measured = arguments["quality"].setdefault("init_args", {})
         measured.update({name: value for name, value in left_out.items() if name in measured})
-    if "base" in arguments and not Path(arguments["base"]).exists():
-        arguments["base"] = str(run.parent / Path(arguments["base"]).name)  # moved together with this run
+    if "base" in arguments:
+        arguments["base"] = str(_base_of(run, arguments))
     state = read_checkpoint(run, checkpoint)
     if "text_encoder" in arguments:
         arguments["text_encoder"] = without_text_encoder(arguments["text_encoder"], state) or arguments["text_encoder"]
@@ -89,6 +91,12 @@ def load_module(run: Path, checkpoint: str = "last.ckpt") -> LightningModule:
     module.on_load_checkpoint(state)
     module.load_state_dict(state["state_dict"])
     return module.eval()
+
+
+def _base_of(run: Path, arguments: dict[str, Any]) -> Path:
+    """The base's folder where a run's config says, or beside the run, with which it was moved."""
+    base = Path(arguments["base"])
+    return base if base.exists() else run.parent / base.name
 
 
 def _instantiated(cls: type, config: dict[str, Any]) -> Any:
@@ -109,8 +117,7 @@ def fresh_discriminator(run: Path) -> nn.Module:
     """
     arguments = read_config(run)["model"]["init_args"]
     while "discriminator" not in arguments:  # an adapter has its base's
-        base = Path(arguments["base"])
-        run = base if base.exists() else run.parent / base.name
+        run = _base_of(run, arguments)
         arguments = read_config(run)["model"]["init_args"]
     discriminator: nn.Module = _instantiated(nn.Module, arguments["discriminator"])
     return discriminator
@@ -125,12 +132,7 @@ def load_run(run: Path, checkpoint: str = "last.ckpt") -> "PairedGAN":
     """
     import lightning_modules as modules
 
-    module = load_module(run, checkpoint)
-    if not isinstance(module, modules.PairedGAN):
-        raise ValueError(
-            f"run {run} holds a {type(module).__name__}, which edits no photos; give a base or adapter run"
-        )
-    return module
+    return _loaded_as(modules.PairedGAN, run, checkpoint, "which edits no photos; give a base or adapter run")
 
 
 def load_unpaired_run(run: Path, checkpoint: str = "last.ckpt") -> "UnpairedGAN":
@@ -142,11 +144,13 @@ def load_unpaired_run(run: Path, checkpoint: str = "last.ckpt") -> "UnpairedGAN"
     """
     import lightning_modules as modules
 
+    return _loaded_as(modules.UnpairedGAN, run, checkpoint, "which makes no images of noise; give an UnpairedGAN's run")
+
+
+def _loaded_as(kind: type[_Module], run: Path, checkpoint: str, refusal: str) -> _Module:
     module = load_module(run, checkpoint)
-    if not isinstance(module, modules.UnpairedGAN):
-        raise ValueError(
-            f"run {run} holds a {type(module).__name__}, which makes no images of noise; give an UnpairedGAN's run"
-        )
+    if not isinstance(module, kind):
+        raise ValueError(f"run {run} holds a {type(module).__name__}, {refusal}")
     return module
 
 

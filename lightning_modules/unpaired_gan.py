@@ -4,12 +4,12 @@ import copy
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim import Optimizer
 
 from datamodules import UnpairedImages
+from lightning_modules.adversarial_module import AdversarialModule
 from lightning_modules.diffusion_draws import draw_by_rank
 from lightning_modules.run_state import refuse_other_weights
 from pocketgan.losses import AdversarialLoss, DiscriminatorRegularization, GeneratorRegularization
@@ -18,7 +18,7 @@ from pocketgan.networks import ImageDiscriminator, LatentGenerator
 from pocketgan.schedule import MovingAverage
 
 
-class UnpairedGAN(LightningModule):
+class UnpairedGAN(AdversarialModule):
     """A GAN on single images: StyleGAN2, BigGAN, or any pair of networks in the two slots.
 
     A step is the discriminator's, then the generator's, on latents of its own; images pass the discriminator apart
@@ -73,7 +73,6 @@ class UnpairedGAN(LightningModule):
         images_per_real: int = 1,
     ) -> None:
         super().__init__()
-        self.automatic_optimization = False
         for name in ("size", "image_channels", "classes"):
             made, judged = getattr(generator, name), getattr(discriminator, name)
             if made != judged:
@@ -96,9 +95,6 @@ class UnpairedGAN(LightningModule):
         self.discriminator_regularization = discriminator_regularization
         self.discriminator_steps = discriminator_steps
         self.images_per_real = images_per_real
-        self.images_seen = 0
-        # that the networks had seen before this run; the average's ramp-up goes on from there
-        self.earlier_images = 0
         self.latent_seed = torch.initial_seed()
 
     @property
@@ -276,14 +272,6 @@ class UnpairedGAN(LightningModule):
         """
         return self.generator_ema(latents, labels)
 
-    def on_validation_start(self) -> None:
-        """Fetch the real side of the distances."""
-        self._set_reference("val")
-
-    def on_test_start(self) -> None:
-        """Fetch the real side of the distances."""
-        self._set_reference("test")
-
     def _set_reference(self, split: Any) -> None:
         self.quality.reset()
         if self.quality.feature_extractor is not None:
@@ -302,31 +290,9 @@ class UnpairedGAN(LightningModule):
             )
             self.quality.update(self(latents.to(self.device), labels), numbers)
 
-    def _report(self, stage: str) -> None:
-        # every rank holds the same figures already; Lightning asks for sync_dist all the same
-        figures = {f"{stage}/{name}": value for name, value in self.quality.compute().items()}
-        self.log_dict({**figures, "images": float(self.images_seen)}, sync_dist=True)
-
-    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:  # noqa: ARG002
-        """Compare images of the averaged generator with real ones."""
-        self._evaluate(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log ``val/…``."""
-        self._report("val")
-
-    def test_step(self, batch: dict[str, Tensor], batch_index: int) -> None:  # noqa: ARG002
-        """Compare images of the averaged generator with real ones."""
-        self._evaluate(batch)
-
-    def on_test_epoch_end(self) -> None:
-        """Log ``test/…``."""
-        self._report("test")
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the clock and the seed of the latents."""
-        checkpoint["images_seen"] = self.images_seen
-        checkpoint["earlier_images"] = self.earlier_images
+        super().on_save_checkpoint(checkpoint)
         checkpoint["latent_seed"] = self.latent_seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -337,8 +303,7 @@ class UnpairedGAN(LightningModule):
         """
         if not {"images_seen", "latent_seed"} <= checkpoint.keys():
             raise ValueError("the checkpoint is of no GAN on single images: it has no images_seen and latent_seed")
-        self.images_seen = checkpoint["images_seen"]
-        self.earlier_images = checkpoint["earlier_images"]
+        super().on_load_checkpoint(checkpoint)
         self.latent_seed = checkpoint["latent_seed"]
         refuse_other_weights(checkpoint["state_dict"], self.state_dict())
 

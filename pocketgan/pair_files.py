@@ -158,6 +158,16 @@ def side_by_side(file: Path) -> tuple[Image.Image, Image.Image]:
     return picture.crop((0, 0, half, picture.height)), picture.crop((half, 0, picture.width, picture.height))
 
 
+def check_fractions(split: tuple[float, float, float]) -> None:
+    """Refuse fractions for train, val and test that make no split.
+
+    Raises:
+        ValueError: One is below 0, the first is 0, or they do not add up to 1.
+    """
+    if min(split) < 0 or abs(sum(split) - 1) > 1e-6 or not split[0]:
+        raise ValueError(f"split {split} must be three fractions that add up to 1, the first above 0")
+
+
 def split_of_groups(groups: set[str], fractions: tuple[float, float, float], seed: int) -> dict[str, Split]:
     """Deal groups to train, val and test in the order of a seeded hash, so that a group's side needs no file.
 

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pocketgan.networks import (
     BigGANDiscriminator,
@@ -15,13 +16,20 @@ from pocketgan.networks import (
 
 
 class PublicDiscriminator(ABC):
-    """A discriminator whose weights lie in a file of another code; the network is made when it is needed."""
+    """A discriminator whose weights lie in a file of another code; the network is made when it is needed.
 
-    @abstractmethod
+    Args:
+        file: Of the weights.
+        discriminator: Makes the network, of the file's sizes.
+    """
+
+    def __init__(self, file: Path, discriminator: Callable[[], ImageDiscriminator]) -> None:
+        self.file, self.discriminator = file, discriminator
+
     def random(self) -> ImageDiscriminator:
         """The network with weights that nothing was loaded into."""
+        return self.discriminator()
 
-    @abstractmethod
     def load(self) -> ImageDiscriminator:
         """The network with the file's weights.
 
@@ -29,6 +37,13 @@ class PublicDiscriminator(ABC):
             FileNotFoundError: There is no such file.
             ValueError: It holds other weights, or those of another architecture.
         """
+        network = self.discriminator()
+        self.load_into(network)
+        return network
+
+    @abstractmethod
+    def load_into(self, network: Any) -> None:
+        """Put the file's weights into a network of its architecture."""
 
 
 class PublicStyleGAN2AdaDiscriminator(PublicDiscriminator):
@@ -40,17 +55,11 @@ class PublicStyleGAN2AdaDiscriminator(PublicDiscriminator):
     """
 
     def __init__(self, file: Path, discriminator: Callable[[], StyleGAN2Discriminator]) -> None:
-        self.file, self.discriminator = file, discriminator
+        super().__init__(file, discriminator)
 
-    def random(self) -> StyleGAN2Discriminator:
-        """See ``PublicDiscriminator.random``."""
-        return self.discriminator()
-
-    def load(self) -> StyleGAN2Discriminator:
-        """See ``PublicDiscriminator.load``."""
-        network = self.discriminator()
+    def load_into(self, network: StyleGAN2Discriminator) -> None:
+        """See ``PublicDiscriminator.load_into``."""
         load_stylegan2_ada_discriminator(network, self.file)
-        return network
 
 
 class PublicRosinalityDiscriminator(PublicDiscriminator):
@@ -62,17 +71,11 @@ class PublicRosinalityDiscriminator(PublicDiscriminator):
     """
 
     def __init__(self, file: Path, discriminator: Callable[[], StyleGAN2Discriminator]) -> None:
-        self.file, self.discriminator = file, discriminator
+        super().__init__(file, discriminator)
 
-    def random(self) -> StyleGAN2Discriminator:
-        """See ``PublicDiscriminator.random``."""
-        return self.discriminator()
-
-    def load(self) -> StyleGAN2Discriminator:
-        """See ``PublicDiscriminator.load``."""
-        network = self.discriminator()
+    def load_into(self, network: StyleGAN2Discriminator) -> None:
+        """See ``PublicDiscriminator.load_into``."""
         load_rosinality_stylegan2_discriminator(network, self.file)
-        return network
 
 
 class PublicBigGANDiscriminator(PublicDiscriminator):
@@ -84,14 +87,8 @@ class PublicBigGANDiscriminator(PublicDiscriminator):
     """
 
     def __init__(self, file: Path, discriminator: Callable[[], BigGANDiscriminator]) -> None:
-        self.file, self.discriminator = file, discriminator
+        super().__init__(file, discriminator)
 
-    def random(self) -> BigGANDiscriminator:
-        """See ``PublicDiscriminator.random``."""
-        return self.discriminator()
-
-    def load(self) -> BigGANDiscriminator:
-        """See ``PublicDiscriminator.load``."""
-        network = self.discriminator()
+    def load_into(self, network: BigGANDiscriminator) -> None:
+        """See ``PublicDiscriminator.load_into``."""
         load_biggan(network, self.file)
-        return network

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import yaml
 from checkpoints import assert_same, state, weights
 from diffusers import DiTTransformer2DModel
 from lightning.pytorch import LightningModule, Trainer
-from tiny import TINY_CONFIGS, real_photos
+from tiny import TINY_CONFIGS, real_photos, tiny_paired_gan
 from tiny_dit import fit_dit, make_class_folders, make_pipeline
 from torch import nn
 from two_ranks import fit_on_two_ranks
@@ -22,10 +23,6 @@ from pocketgan.class_pipeline import load_class_pipeline
 from pocketgan.cli import main
 from pocketgan.compression import CubicSparsity, NToMStage, find_masks, is_n_to_m, kept_count, weight_layers
 from pocketgan.exporters import OnnxExporter
-from pocketgan.losses import L1Loss, LeastSquaresLoss
-from pocketgan.metrics import EditQuality
-from pocketgan.networks import E2GANGenerator, GroupNorm, PatchDiscriminator
-from pocketgan.text import ConceptTokens
 
 INTERVAL = "--trainer.val_check_interval=1"
 TWO_TO_FOUR = [NToMStage(0, 2, 4)]
@@ -44,19 +41,7 @@ def fit(config, pairs, run, *arguments):
     return run
 
 
-def module(**arguments):
-    torch.manual_seed(0)
-    settings = {
-        "generator": E2GANGenerator(8, 16, norm=GroupNorm()),
-        "discriminator": PatchDiscriminator(8, 2),
-        "text_encoder": ConceptTokens(16, 2),
-        "adversarial_loss": LeastSquaresLoss(),
-        "reconstruction_loss": L1Loss(),
-        "quality": EditQuality(),
-        "generator_optimizer": torch.optim.Adam,
-        "discriminator_optimizer": torch.optim.Adam,
-    }
-    return BaseGAN(**{**settings, **arguments})
+module = partial(tiny_paired_gan, BaseGAN)
 
 
 def fit_in_python(pairs, model, *callbacks, batches=4):

@@ -4,21 +4,19 @@ import copy
 import csv
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
 import yaml
 from checkpoints import assert_same, state, weights
 from lightning.pytorch import Callback, Trainer
-from tiny import TINY_CONFIGS, config_of, fit_adapter, make_pair_set
+from tiny import TINY_CONFIGS, config_of, fit_adapter, make_pair_set, tiny_paired_gan
 
 from datamodules import PairedImages
 from lightning_modules import DGLCompression, load_run
 from pocketgan.cli import main
-from pocketgan.losses import L1Loss, LeastSquaresLoss
-from pocketgan.metrics import EditQuality
-from pocketgan.networks import E2GANGenerator, GroupNorm, PatchDiscriminator
-from pocketgan.text import ConceptTokens
+from pocketgan.losses import LeastSquaresLoss
 
 EVERY_BATCH = "--trainer.val_check_interval=1"
 
@@ -47,19 +45,7 @@ def stage_two(trained, stage_one, run, *arguments):
     return fit_student(trained["pairs"], run, *given, *arguments, config="paired_stage2")
 
 
-def student(**arguments):
-    torch.manual_seed(0)
-    settings = {
-        "generator": E2GANGenerator(8, 16, norm=GroupNorm()),
-        "discriminator": PatchDiscriminator(8, 2),
-        "text_encoder": ConceptTokens(16, 2),
-        "adversarial_loss": LeastSquaresLoss(),
-        "reconstruction_loss": L1Loss(),
-        "quality": EditQuality(),
-        "generator_optimizer": torch.optim.Adam,
-        "discriminator_optimizer": torch.optim.Adam,
-    }
-    return DGLCompression(**{**settings, **arguments})
+student = partial(tiny_paired_gan, DGLCompression)
 
 
 def train(model, pairs, *callbacks, batches=2):

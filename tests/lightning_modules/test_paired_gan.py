@@ -5,19 +5,17 @@ import csv
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from checkpoints import assert_same, state, weights
 from lightning.pytorch import Callback, Trainer
-from tiny import TINY_CONFIGS, fit_adapter, fit_base, make_pair_set
+from tiny import TINY_CONFIGS, fit_adapter, fit_base, make_pair_set, tiny_paired_gan
 from two_ranks import fit_on_two_ranks
 
 from datamodules import PairedImages
 from lightning_modules import BaseGAN, load_run
-from pocketgan.losses import L1Loss, LeastSquaresLoss
-from pocketgan.metrics import EditQuality
-from pocketgan.networks import E2GANGenerator, GroupNorm, PatchDiscriminator
 from pocketgan.text import ConceptTokens
 
 
@@ -26,19 +24,7 @@ def metrics(run):
         return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
-def module(**arguments):
-    torch.manual_seed(0)
-    settings = {
-        "generator": E2GANGenerator(8, 16, norm=GroupNorm()),
-        "discriminator": PatchDiscriminator(8, 2),
-        "text_encoder": ConceptTokens(16, 2),
-        "adversarial_loss": LeastSquaresLoss(),
-        "reconstruction_loss": L1Loss(),
-        "quality": EditQuality(),
-        "generator_optimizer": torch.optim.Adam,
-        "discriminator_optimizer": torch.optim.Adam,
-    }
-    return BaseGAN(**{**settings, **arguments})
+module = partial(tiny_paired_gan, BaseGAN)
 
 
 def test_average_by_hand():

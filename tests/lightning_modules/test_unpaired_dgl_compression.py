@@ -2,23 +2,29 @@
 
 import copy
 import shutil
+from functools import partial
 
 import biggan_reference
 import pytest
 import torch
 import yaml
 from checkpoints import assert_same, state, weights
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from public_stylegan2 import ada_discriminator_shapes, random_state, rosinality_discriminator_shapes
 from tiny import TINY_CONFIGS, config_of
-from tiny_gan import TinyImageDiscriminator, TinyLatentGenerator, fit_unpaired, make_image_folder
+from tiny_gan import (
+    TinyImageDiscriminator,
+    TinyLatentGenerator,
+    fit_unpaired,
+    make_image_folder,
+    tiny_unpaired_gan,
+    train_unpaired,
+)
 
-from datamodules import UnpairedImages
 from lightning_modules import UnpairedDGLCompression, load_unpaired_run
 from pocketgan.cli import main
 from pocketgan.compression import PublicBigGANDiscriminator
 from pocketgan.losses import HingeLoss, PathLengthRegularization
-from pocketgan.metrics import ImageSetQuality
 from pocketgan.networks import BigGANDiscriminator
 
 EVERY_BATCH = "--trainer.val_check_interval=1"
@@ -61,27 +67,10 @@ def tiny_teacher(images, tmp_path_factory):
     )  # fmt: skip
 
 
-def student(**arguments):
-    torch.manual_seed(0)
-    settings = {
-        "generator": TinyLatentGenerator(),
-        "discriminator": TinyImageDiscriminator(),
-        "adversarial_loss": HingeLoss(),
-        "quality": ImageSetQuality(),
-        "generator_optimizer": lambda given: torch.optim.SGD(given, lr=0.1),
-        "discriminator_optimizer": lambda given: torch.optim.SGD(given, lr=0.1),
-    }
-    return UnpairedDGLCompression(**{**settings, **arguments})
+student = partial(tiny_unpaired_gan, UnpairedDGLCompression, adversarial_loss=HingeLoss())
 
 
-def train(model, images, *callbacks, batches=1, **options):
-    data = UnpairedImages(images, **{"size": 32, "batch_size": 4, **options})
-    trainer = Trainer(
-        accelerator="cpu", max_epochs=1, limit_train_batches=batches, limit_val_batches=0, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=list(callbacks),
-    )  # fmt: skip
-    trainer.fit(model, data)
-    return model
+train = train_unpaired
 
 
 class Gradients(Callback):

@@ -1,6 +1,7 @@
 """The adversarial step on single images: by hand, lazy terms, resume, ranks, figures, refusals."""
 
 import csv
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,14 @@ import torch
 from checkpoints import assert_same, state, weights
 from lightning.pytorch import Callback, Trainer
 from tiny import TINY_CONFIGS, fit_base
-from tiny_gan import TinyImageDiscriminator, TinyLatentGenerator, fit_unpaired, make_image_folder
+from tiny_gan import (
+    TinyImageDiscriminator,
+    TinyLatentGenerator,
+    fit_unpaired,
+    make_image_folder,
+    tiny_unpaired_gan,
+    train_unpaired,
+)
 from two_ranks import fit_on_two_ranks
 
 from datamodules import PairedImages, UnpairedImages
@@ -21,7 +29,7 @@ from pocketgan.losses import (
     PathLengthRegularization,
     R1Regularization,
 )
-from pocketgan.metrics import EfficientNetLite0Features, ImageSetQuality, frechet_distance
+from pocketgan.metrics import EfficientNetLite0Features, frechet_distance
 from pocketgan.run_folder import last_figures
 
 TINY = f"{TinyLatentGenerator.__module__}."
@@ -32,27 +40,10 @@ def images(tmp_path_factory):
     return make_image_folder(tmp_path_factory.mktemp("images") / "images")
 
 
-def module(**arguments):
-    torch.manual_seed(0)
-    settings = {
-        "generator": TinyLatentGenerator(),
-        "discriminator": TinyImageDiscriminator(),
-        "adversarial_loss": NonSaturatingLoss(),
-        "quality": ImageSetQuality(),
-        "generator_optimizer": lambda given: torch.optim.SGD(given, lr=0.1),
-        "discriminator_optimizer": lambda given: torch.optim.SGD(given, lr=0.1),
-    }
-    return UnpairedGAN(**{**settings, **arguments})
+module = partial(tiny_unpaired_gan, UnpairedGAN, adversarial_loss=NonSaturatingLoss())
 
 
-def train(model, images, *callbacks, batches=1, **options):
-    data = UnpairedImages(images, **{"size": 32, "batch_size": 4, "flip": False, **options})
-    trainer = Trainer(
-        accelerator="cpu", max_epochs=1, limit_train_batches=batches, limit_val_batches=0, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=list(callbacks),
-    )  # fmt: skip
-    trainer.fit(model, data)
-    return model
+train = partial(train_unpaired, flip=False)
 
 
 class WeightSum(GeneratorRegularization):

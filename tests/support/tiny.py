@@ -11,9 +11,14 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
+from lightning_modules import PairedGAN
 from pocketgan.cli import main
 from pocketgan.images import to_tensor
+from pocketgan.losses import L1Loss, LeastSquaresLoss
+from pocketgan.metrics import EditQuality
+from pocketgan.networks import E2GANGenerator, GroupNorm, PatchDiscriminator
 from pocketgan.pair_set_writer import EditedPhoto, PairSetWriter
+from pocketgan.text import ConceptTokens
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TINY_CONFIGS = Path(__file__).parents[1] / "configs"
@@ -111,3 +116,19 @@ def config_of(run: Path) -> dict[str, Any]:
     """A run's config.yaml."""
     config: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())
     return config
+
+
+def tiny_paired_gan(recipe: type[PairedGAN], **arguments: Any) -> PairedGAN:
+    """An untrained paired GAN of 32 px, the same each time but for what is given."""
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "generator": E2GANGenerator(8, 16, norm=GroupNorm()),
+        "discriminator": PatchDiscriminator(8, 2),
+        "text_encoder": ConceptTokens(16, 2),
+        "adversarial_loss": LeastSquaresLoss(),
+        "reconstruction_loss": L1Loss(),
+        "quality": EditQuality(),
+        "generator_optimizer": torch.optim.Adam,
+        "discriminator_optimizer": torch.optim.Adam,
+    }
+    return recipe(**{**settings, **arguments})

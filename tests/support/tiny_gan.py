@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Trainer
 from tiny import TINY_CONFIGS, real_photos
 from torch import Tensor, nn
 
+from datamodules import UnpairedImages
 from pocketgan.cli import main
 from pocketgan.images import to_image
+from pocketgan.metrics import ImageSetQuality
 from pocketgan.networks import ImageDiscriminator, LatentGenerator
 
 
@@ -96,3 +99,27 @@ def fit_unpaired(images: Path, run: Path, *arguments: str, config: str = "styleg
         ]
     )
     return run
+
+
+def tiny_unpaired_gan(recipe, **arguments):
+    """An untrained GAN on single images of 32 px, the same each time but for what is given."""
+    torch.manual_seed(0)
+    settings = {
+        "generator": TinyLatentGenerator(),
+        "discriminator": TinyImageDiscriminator(),
+        "quality": ImageSetQuality(),
+        "generator_optimizer": lambda given: torch.optim.SGD(given, lr=0.1),
+        "discriminator_optimizer": lambda given: torch.optim.SGD(given, lr=0.1),
+    }
+    return recipe(**{**settings, **arguments})
+
+
+def train_unpaired(model, images, *callbacks, batches=1, **options):
+    """Train on a folder of images for some batches, in this process and without a run folder."""
+    data = UnpairedImages(images, **{"size": 32, "batch_size": 4, **options})
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, limit_train_batches=batches, limit_val_batches=0, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=list(callbacks),
+    )  # fmt: skip
+    trainer.fit(model, data)
+    return model
