@@ -4,7 +4,6 @@ import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 
@@ -21,20 +20,19 @@ from lightning_modules.run import load_run
 from lightning_modules.run_state import finished_state
 from pocketgan.adapters import merge
 from pocketgan.compression import (
-    ChannelGraph,
     ConcentrationLoss,
+    GeneratorCost,
     Kept,
     LatencyTarget,
     PruningRule,
     QualityBudget,
+    captured_outputs,
     effective_scales,
     group_macs,
-    layer_macs,
     make_norms_affine,
-    parameter_count,
     pruned_with_constants,
     recalibrate_batch_norm,
-    weight_by_output,
+    widths,
 )
 from pocketgan.networks import Generator
 
@@ -128,24 +126,15 @@ class ChannelCondensation(PairedGAN):
         self.last_good: dict[str, Any] | None = None  # of a quality budget: kept units and weights
         self.is_settled = False
         self.extra_terms.append(self._stage_terms)
-        self._graph = self._graph_of(self.generator)
+        concept, prompt = next(iter(trained.prompts.items()))
+        tokens = trained.text_encoder_ema([concept], [prompt]).detach()
+        self.device_cost = GeneratorCost(self.target, tokens, self.generator.size_divisor)
+        self._graph = self.device_cost.graph(self.generator)
         # what the graph misreads shows at once, not after the first stage
         self._graph.pruned({name: list(range(max(group.units - 1, 1))) for name, group in self._graph.groups.items()})
         self._costs: dict[str, float] | None = None
         if cost == "macs":
-            self._costs = group_macs(self._graph, self._example_inputs(self.target.size))
-
-    def _example_inputs(self, size: int) -> tuple[Tensor, Tensor]:
-        concept, prompt = next(iter(self.base_prompts.items()))
-        device = next(self.parameters()).device
-        tokens = self.text_encoder_ema([concept], [prompt]).detach().to(device)
-        return torch.zeros(1, 3, size, size, device=device), tokens
-
-    def _graph_of(self, generator: nn.Module) -> ChannelGraph:
-        return ChannelGraph(generator, self._example_inputs(4 * self.generator.size_divisor))
-
-    def _macs(self, generator: nn.Module) -> int:
-        return layer_macs(generator, self._example_inputs(self.target.size))[""]
+            self._costs = group_macs(self._graph, self.device_cost.inputs(self.generator, self.target.size))
 
     def setup(self, stage: str) -> None:
         """Refuse a base that is still to be trained, before anything is made of it.
@@ -203,14 +192,16 @@ class ChannelCondensation(PairedGAN):
                 f"{self._budget_images():.0f} images; give a larger budget.images or fewer condense_images"
             )
         if self.base_loss is None:
-            graph = self._graph_of(self.generator_ema)
+            graph = self.device_cost.graph(self.generator_ema)
             self._on_first_rank(
-                lambda: self.pruning.check(graph.groups, lambda kept: self._latency_ms(graph.pruned(kept)))
+                lambda: self.pruning.check(graph.groups, lambda kept: self.device_cost.milliseconds(graph.pruned(kept)))
             )
             self.base_loss = self.validation_loss()
             self.before = self.figures()
         if self.cost == "milliseconds" and self._costs is None and self.is_condensing:
-            self._costs = self._on_first_rank(self._group_milliseconds)
+            self._costs = self._on_first_rank(
+                lambda: self.device_cost.group_milliseconds(self.generator_ema, self.pruning)
+            )
         if self.is_condensing and self.images_seen >= self.condense_images:
             self.hand_over()
 
@@ -219,7 +210,7 @@ class ChannelCondensation(PairedGAN):
         if self.teacher is None:
             super().training_step(batch, batch_index)
             return
-        with _outputs(self.generator, self._norms()) as self._features:
+        with captured_outputs(self.generator, self._norms()) as self._features:
             super().training_step(batch, batch_index)
 
     def _stage_terms(self, batch: dict[str, Any], fake: Tensor) -> Tensor:
@@ -230,7 +221,7 @@ class ChannelCondensation(PairedGAN):
             return self.concentration_weight * concentration
         if self.teacher is None:
             return fake.new_zeros(())
-        with torch.no_grad(), _outputs(self.teacher, self._norms()) as expected:
+        with torch.no_grad(), captured_outputs(self.teacher, self._norms()) as expected:
             edits = self.teacher(batch["photo"], self.prompt_tokens(batch))
         distances = [
             l1_loss(self._features[name], features[:, self._kept_places[name]]) for name, features in expected.items()
@@ -263,8 +254,6 @@ class ChannelCondensation(PairedGAN):
 
         Running statistics of batch norm, and so the losses, may differ a little between ranks; decisions must not.
         """
-        if self.before:  # not of the base, which is measured as it came
-            recalibrate_batch_norm(self.generator_ema, self._training_batches())
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         total, count = 0.0, 0
         for batch in data.batches("val"):
@@ -278,8 +267,11 @@ class ChannelCondensation(PairedGAN):
     def on_validation_start(self) -> None:
         """Measure the averaged network's batch norm: its own weights, the statistics of others are not for it."""
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
-            recalibrate_batch_norm(self.generator_ema, self._training_batches())
+            self._recalibrate()
         super().on_validation_start()
+
+    def _recalibrate(self) -> None:
+        recalibrate_batch_norm(self.generator_ema, self._training_batches())
 
     def hand_over(self) -> None:
         """End the first stage: judge the condensed network, prune it, make it the teacher of what is left.
@@ -289,6 +281,7 @@ class ChannelCondensation(PairedGAN):
                 budget.
         """
         assert self.base_loss is not None
+        self._recalibrate()
         loss = self.validation_loss()
         self._note(loss)
         worse = loss / self.base_loss - 1
@@ -309,15 +302,15 @@ class ChannelCondensation(PairedGAN):
 
     def _chosen(self) -> Kept:
         """Units of the present network that the rule keeps."""
-        graph = self._graph_of(self.generator_ema)
+        graph = self.device_cost.graph(self.generator_ema)
         with torch.no_grad():
             scales = {name: scale.cpu() for name, scale in effective_scales(self.generator_ema, graph).items()}
         return self._on_first_rank(
             lambda: self.pruning.choose(
                 scales,
                 graph.groups,
-                lambda kept: self._latency_ms(graph.pruned(kept)),
-                lambda kept: self._macs(graph.pruned(kept)),
+                lambda kept: self.device_cost.milliseconds(graph.pruned(kept)),
+                lambda kept: self.device_cost.macs(graph.pruned(kept)),
             )
         )
 
@@ -341,30 +334,9 @@ class ChannelCondensation(PairedGAN):
             raise RuntimeError(f"the first process failed: {failure}")
         return cast(_T, found)
 
-    def _deployed(self, generator: nn.Module) -> nn.Module:
-        _, tokens = self._example_inputs(self.generator.size_divisor)
-        return cast(Generator, copy.deepcopy(generator)).fold_prompt(tokens).eval().requires_grad_(False)
-
-    def _latency_ms(self, generator: nn.Module) -> float:
-        measured = self.target.measure([self._deployed(generator)], self.generator.size_divisor)
-        return measured[0].median_ms
-
-    def _group_milliseconds(self) -> dict[str, float]:
-        """What each group takes on the target: the whole network less one whose group is at its narrowest."""
-        graph = self._graph_of(self.generator_ema)
-        narrowest = self.pruning.narrowest(graph.groups)
-        networks = [self.generator_ema, *(graph.pruned({name: units}) for name, units in narrowest.items())]
-        whole, *others = self.target.measure(map(self._deployed, networks), self.generator.size_divisor)
-        costs = {name: whole.median_ms - other.median_ms for name, other in zip(narrowest, others, strict=True)}
-        positive = [cost for cost in costs.values() if cost > 0]
-        if not positive:
-            raise ValueError("no layer's width moves the target's milliseconds; set cost to macs")
-        # a saving below what the clock can tell counts as the least that it could
-        return {name: max(cost, min(positive)) for name, cost in costs.items()}
-
     def _narrow(self, kept: Kept) -> None:
         """Go on with a narrower network, with fresh averages and a fresh optimizer."""
-        graph = self._graph_of(self.generator_ema)
+        graph = self.device_cost.graph(self.generator_ema)
         narrowed = pruned_with_constants(graph, kept, self._training_batches())
         recalibrate_batch_norm(narrowed, self._training_batches())
         composed = (
@@ -375,7 +347,7 @@ class ChannelCondensation(PairedGAN):
         self._restart_optimization()
 
     def _note(self, loss: float) -> None:
-        share = self._macs(self.generator_ema) / self.before["macs"]
+        share = self.device_cost.macs(self.generator_ema) / self.before["macs"]
         self.trace.append({"images": self.images_seen, "share_of_macs": share, "val_loss": loss})
 
     def _put(self, kept: Kept, generator: nn.Module) -> None:
@@ -414,6 +386,7 @@ class ChannelCondensation(PairedGAN):
         """Shrink on where the metric and the images left allow it, step back where the metric does not."""
         assert self.base_loss is not None
         assert self.kept is not None
+        self._recalibrate()
         loss = self.validation_loss()
         self._note(loss)
         if loss > (1 + pruning.max_quality_loss) * self.base_loss:
@@ -440,10 +413,10 @@ class ChannelCondensation(PairedGAN):
                 "it came; a shrink_factor nearer to 1 or more notch_images may find a narrower one"
             )
             kept = {name: list(range(group.units)) for name, group in self._graph.groups.items()}
-            generator = self._graph_of(whole).pruned(kept)
+            generator = self.device_cost.graph(whole).pruned(kept)
         else:
             kept = self.last_good["kept"]
-            generator = self._graph_of(whole).pruned(kept)
+            generator = self.device_cost.graph(whole).pruned(kept)
             generator.load_state_dict(self.last_good["state"])
         self._put(kept, generator)
         self._note(self.validation_loss())
@@ -455,15 +428,13 @@ class ChannelCondensation(PairedGAN):
         Parameters are the device's network's, with the prompt folded in; operations and milliseconds, measured on
         rank 0, are at the target's size.
         """
+        if self.before:  # the base is measured as it came
+            self._recalibrate()
         return {
-            "widths": {
-                name: len(weight_by_output(layer))
-                for name, layer in self.generator_ema.named_modules()
-                if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
-            },
-            "parameters": parameter_count(self._deployed(self.generator_ema)),
-            "macs": self._macs(self.generator_ema),
-            "latency_ms": self._on_first_rank(lambda: self._latency_ms(self.generator_ema)),
+            "widths": widths(self.generator_ema),
+            "parameters": self.device_cost.parameters(self.generator_ema),
+            "macs": self.device_cost.macs(self.generator_ema),
+            "latency_ms": self._on_first_rank(lambda: self.device_cost.milliseconds(self.generator_ema)),
             "val_loss": self.validation_loss(),
         }
 
@@ -493,7 +464,7 @@ class ChannelCondensation(PairedGAN):
                 self.teacher = self._whole_generator()
                 for name, value in self.teacher.state_dict().items():
                     checkpoint["state_dict"][f"teacher.{name}"] = value
-            self._put(state["kept"], self._graph_of(self.generator_ema).pruned(state["kept"]))
+            self._put(state["kept"], self.device_cost.graph(self.generator_ema).pruned(state["kept"]))
         for name in _STATE:
             setattr(self, name, state[name])
         super().on_load_checkpoint(checkpoint)
@@ -517,22 +488,3 @@ _STATE = (
     "is_settled",
     "_costs",
 )
-
-
-@contextmanager
-def _outputs(network: nn.Module, layers: list[str]) -> Iterator[dict[str, Tensor]]:
-    """Outputs of some layers while the context is open, by name."""
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-            found[name] = output
-
-        return hook
-
-    hooks = [network.get_submodule(name).register_forward_hook(keep(name)) for name in layers]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -1,11 +1,13 @@
 """Narrower, sparser, faster versions of trained networks."""
 
 from pocketgan.compression.batch_norm_statistics import recalibrate_batch_norm
-from pocketgan.compression.channel_graph import ChannelGraph, ChannelGroup, Kept, weight_by_output
+from pocketgan.compression.captured_outputs import captured_outputs
+from pocketgan.compression.channel_graph import ChannelGraph, ChannelGroup, Kept
 from pocketgan.compression.cost import LatencyTarget, group_macs, layer_macs, parameter_count
 from pocketgan.compression.cubic_sparsity import CubicSparsity
 from pocketgan.compression.effective_scale import ConcentrationLoss, effective_scales, make_norms_affine
 from pocketgan.compression.folding import pruned_with_constants
+from pocketgan.compression.generator_cost import GeneratorCost, widths
 from pocketgan.compression.global_magnitude import clear_momentum, global_magnitude_masks, kept_count
 from pocketgan.compression.kept_share import KeptShare
 from pocketgan.compression.latency_budget import LatencyBudget
@@ -44,6 +46,7 @@ __all__ = [
     "ConcentrationLoss",
     "CubicSparsity",
     "FixedMask",
+    "GeneratorCost",
     "Kept",
     "KeptShare",
     "LatencyBudget",
@@ -61,6 +64,7 @@ __all__ = [
     "WeightMask",
     "add_masks",
     "bake_masks",
+    "captured_outputs",
     "choose_layers",
     "clear_momentum",
     "effective_scales",
@@ -81,7 +85,7 @@ __all__ = [
     "restore_masks",
     "sparsity_of",
     "take_off_masks",
-    "weight_by_output",
     "weight_layers",
+    "widths",
     "with_semi_structured_weights",
 ]
