@@ -1,33 +1,35 @@
-"""Does condensing before pruning, and the condensed network as the teacher, keep quality? 64 px, width 16, batch norm.
+r"""Does condensing before pruning, and the condensed network as the teacher, keep quality? 64 px, width 16, batch norm.
 
-python -m benchmarks.condensation --pairs POOL --adapters FOLDER --out FOLDER
+pocketgan predict -c configs/synthesize/style_transfer.yaml --model.teacher.style '[0,3,6,9,12,15,20]' \
+    --model.teacher.size 256 --model.size 128 --data.root PHOTOS --data.limit 200 --trainer.default_root_dir PAIRS
+python -m benchmarks.condensation --pairs PAIRS --out FOLDER
 
-POOL is the pair set that benchmarks/e2gan.py names, FOLDER of the adapters the one that benchmarks/normalisation.py
-made: its bases and adapters with batch norm are compressed. A second start goes on where the first ended.
+A second start goes on where the first ended.
 """
 
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.normalisation import BASE_IMAGES, CONCEPTS, IMAGES
 from benchmarks.runs import Run, command_block, commit, mean_and_spread, train_all
 from lightning_modules import load_run
 from pocketgan.compression import LatencyTarget, parameter_count
 from pocketgan.run_folder import COMPRESSION_FILE
 
-CONDENSE_IMAGES, FINE_TUNE_IMAGES = 1_600, 800
+STYLES, CONCEPT = ("style_00", "style_03", "style_06", "style_09", "style_12", "style_15"), "style_20"
+BASE_IMAGES, ADAPTER_IMAGES, CONDENSE_IMAGES, FINE_TUNE_IMAGES = 9_600, 800, 2_400, 1_200
 COMPRESSION_IMAGES = CONDENSE_IMAGES + FINE_TUNE_IMAGES
-OWN_IMAGES = IMAGES + COMPRESSION_IMAGES  # of the concept, in all of a pruned network's history
-Key = tuple[str, int]  # concept and seed
+OWN_IMAGES = ADAPTER_IMAGES + COMPRESSION_IMAGES  # of the concept, in all of a pruned network's history
 SHARES, MULTIPLE = (0.5, 0.25, 0.125), 2
+WEIGHT = 5.0  # of the concentration term
 COLUMNS = ("reconstruction", "kid_lite0", "ssim")
-ARMS = {
-    "condense, prune, teacher": (),
-    "prune, teacher": ("--model.concentration_weight=0",),
-    "condense, prune": ("--model.teacher=null",),
+RANKS = json.dumps({"down": 4, "transformer_down": 4, "transformer": 4, "transformer_up": 4, "up": 4})
+# the weight of the first stage, and whose edits teach in the last
+ARMS: dict[str, tuple[float, str]] = {
+    "condense, prune, teacher": (WEIGHT, "condensed"),
+    "prune, teacher": (0.0, "condensed"),
+    "condense, prune": (WEIGHT, "null"),
 }
 FULL = next(iter(ARMS))
 SCRATCH = ("narrow from scratch, the concept's images", "narrow from scratch, the base's images as well")
@@ -36,48 +38,82 @@ SCRATCH = ("narrow from scratch, the concept's images", "narrow from scratch, th
 class Benchmark:
     """Bases and adapters, what is pruned of them, and what was always narrow."""
 
-    def __init__(
-        self, pairs: Path, adapters: Path, out: Path, concepts: Sequence[str], seeds: int, processes: int
-    ) -> None:
-        self.pairs, self.adapters, self.out, self.processes = pairs, adapters, out, processes
-        self.concepts, self.seeds = concepts, seeds
-        self.keys = [(concept, seed) for concept in concepts for seed in range(seeds)]
+    def __init__(self, pairs: Path, out: Path, seeds: int, processes: int) -> None:
+        self.pairs, self.out, self.seeds, self.processes = pairs, out, range(seeds), processes
         out.mkdir(parents=True, exist_ok=True)
         self.begun = out / "commit.txt"
         if not self.begun.exists():
             self.begun.write_text(commit())
 
-    def data(self, key: Key) -> tuple[str, ...]:
-        concept, seed = key
-        return (f"--seed_everything={seed}", f"--data.root={self.pairs}", f"--data.concepts=[{concept}]")
+    def data(self, seed: int, concepts: str = CONCEPT) -> tuple[str, ...]:
+        return (f"--seed_everything={seed}", f"--data.root={self.pairs}", f"--data.concepts=[{concepts}]")
 
-    def adapter(self, key: Key) -> Run:
-        """Of benchmarks/normalisation.py, with the rate that it chose for batch norm."""
-        concept, seed = key
-        return Run(self.adapters / f"BatchNorm_{concept}_{seed}_0.004", "", (), (IMAGES,))
+    def base(self, seed: int) -> Run:
+        return Run(
+            self.out / f"base_{seed}",
+            "configs/base_gan/small.yaml",
+            (*self.data(seed, ",".join(STYLES)), "--model.generator.norm=BatchNorm", "--trainer.callbacks=null"),
+            (BASE_IMAGES,),
+        )
 
-    def pruned(self, arm: str, share: float, key: Key, *more: str) -> Run:
-        """One arm at one share of the channels; a share of 1 is the adapter trained on as it is."""
+    def adapter(self, seed: int) -> Run:
+        return Run(
+            self.out / f"adapter_{seed}",
+            "configs/lora_adaptation/small.yaml",
+            (
+                *self.data(seed),
+                f"--model.base={self.base(seed).folder}",
+                f"--model.ranks={RANKS}",
+                "--model.generator_optimizer.lr=4e-3",  # chosen for batch norm in benchmarks/normalisation.md
+                "--early_stopping=null",
+            ),
+            (ADAPTER_IMAGES,),
+        )
+
+    def compression(
+        self, name: str, seed: int, images: int, weight: float, teacher: str, share: float, condense: int, *more: str
+    ) -> Run:
         rule = {"class_path": "KeptShare", "init_args": {"share": share, "multiple": MULTIPLE}}
         return Run(
-            self.out / f"{arm.replace(', ', '_')}_{share:g}_{key[0]}_{key[1]}",
+            self.out / f"{name}_{seed}",
             "configs/channel_condensation/small.yaml",
             (
-                *self.data(key),
-                f"--model.base={self.adapter(key).folder}",
-                f"--model.condense_images={CONDENSE_IMAGES}",
+                *self.data(seed),
+                f"--model.base={self.adapter(seed).folder}",
+                f"--model.condense_images={condense}",
                 f"--model.pruning={json.dumps(rule)}",
+                f"--model.concentration_weight={weight}",
+                "--model.cost=null",  # shares are of every layer, so every layer counts alike
+                f"--model.teacher={teacher}",
                 "--model.max_teacher_loss=1",  # worse teachers are part of the result here
+                "--model.target.size=64",
                 "--model.target.runs=1",
                 *more,
             ),
-            (COMPRESSION_IMAGES,),
+            (images,),
         )
 
-    def unpruned(self, key: Key) -> Run:
-        return self.pruned("unpruned", 1.0, key, "--model.concentration_weight=0", "--model.teacher=null")
+    def condensed(self, weight: float, seed: int) -> Run:
+        """The first stage alone, which all shares go on from; a weight of 0 is training on."""
+        # its budget ends it just before the pruning
+        return self.compression(
+            f"condensed_{weight:g}", seed, CONDENSE_IMAGES, weight, "condensed", 1.0, CONDENSE_IMAGES + 1
+        )
 
-    def scratch(self, share: float, key: Key) -> Run:
+    def pruned(self, arm: str, share: float, seed: int) -> Run:
+        """One arm at one share of the channels."""
+        weight, teacher = ARMS[arm]
+        return self._second_stage(arm.replace(", ", "_") + f"_{share:g}", weight, teacher, share, seed)
+
+    def unpruned(self, seed: int) -> Run:
+        """The adapter trained on as it is."""
+        return self._second_stage("unpruned", 0.0, "null", 1.0, seed)
+
+    def _second_stage(self, name: str, weight: float, teacher: str, share: float, seed: int) -> Run:
+        start = f"--ckpt_path={self.condensed(weight, seed).folder}/checkpoints/last.ckpt"
+        return self.compression(name, seed, COMPRESSION_IMAGES, weight, teacher, share, CONDENSE_IMAGES, start)
+
+    def scratch(self, share: float, seed: int) -> Run:
         generator = {
             "class_path": "benchmarks.narrow.NarrowGenerator",
             "init_args": {
@@ -86,53 +122,41 @@ class Benchmark:
             },
         }  # fmt: skip
         return Run(
-            self.out / f"scratch_{share:g}_{key[0]}_{key[1]}",
+            self.out / f"scratch_{share:g}_{seed}",
             "configs/base_gan/small.yaml",
-            (*self.data(key), f"--model.generator={json.dumps(generator)}", "--trainer.callbacks=null"),
+            (*self.data(seed), f"--model.generator={json.dumps(generator)}", "--trainer.callbacks=null"),
             (OWN_IMAGES, BASE_IMAGES + OWN_IMAGES),
         )
 
     def milliseconds(self, turns: int) -> dict[float, list[float]]:
         """Median latency at each share, by turns: runs of a share have the same widths."""
-        networks = [load_run(self.unpruned(self.keys[0]).folder).deployed(self.concepts[0])]
-        networks += [
-            load_run(self.pruned(FULL, share, self.keys[0]).folder).deployed(self.concepts[0]) for share in SHARES
-        ]
-        found: dict[float, list[float]] = {share: [] for share in (1.0, *SHARES)}
-        for _ in range(turns):
-            for share, latency in zip(found, LatencyTarget(threads=2, size=64).measure(networks, 8), strict=True):
-                found[share].append(latency.median_ms)
-        return found
+        runs = {1.0: self.unpruned(0), **{share: self.pruned(FULL, share, 0) for share in SHARES}}
+        networks = [load_run(run.folder).deployed(CONCEPT) for run in runs.values()]
+        turned = [LatencyTarget(threads=2, size=64).measure(networks, 8) for _ in range(turns)]
+        return {share: [turn[place].median_ms for turn in turned] for place, share in enumerate(runs)}
 
     def run(self, turns: int) -> str:
         """Train everything that is not there yet; the committed Markdown."""
-        train_all(
-            [
-                run
-                for key in self.keys
-                for run in (
-                    self.unpruned(key),
-                    *(self.pruned(arm, share, key, *more) for share in SHARES for arm, more in ARMS.items()),
-                    *(self.scratch(share, key) for share in SHARES),
-                )
-            ],
-            self.processes,
-        )
+        train_all([self.base(seed) for seed in self.seeds], self.processes)
+        train_all([self.adapter(seed) for seed in self.seeds], self.processes)
+        train_all([self.condensed(weight, seed) for seed in self.seeds for weight in (WEIGHT, 0.0)], self.processes)
+        for seed in self.seeds:
+            pruned = [self.pruned(arm, share, seed) for share in SHARES for arm in ARMS]
+            narrow = [self.scratch(share, seed) for share in SHARES]
+            train_all([self.unpruned(seed), *pruned, *narrow], self.processes)
         return self.page(turns)
 
     def rows(self, name: str, share: float) -> list[dict[str, float]]:
         """Test figures of an arm by seed."""
         if name in SCRATCH:
-            return [self.scratch(share, key).result()[SCRATCH.index(name)] for key in self.keys]
-        if share == 1:
-            return [self.unpruned(key).result()[-1] for key in self.keys]
-        return [self.pruned(name, share, key).result()[-1] for key in self.keys]
+            return [self.scratch(share, seed).result()[SCRATCH.index(name)] for seed in self.seeds]
+        return [self.pruned(name, share, seed).result()[-1] for seed in self.seeds]
 
     def after_pruning(self, arm: str, share: float) -> list[float]:
-        """Validation L1 just after the pruning, against that of the base as it came."""
+        """Validation L1 just after the pruning, against that of the adapter as it came."""
         found = []
-        for key in self.keys:
-            figures = json.loads((self.pruned(arm, share, key).folder / COMPRESSION_FILE).read_text())
+        for seed in self.seeds:
+            figures = json.loads((self.pruned(arm, share, seed).folder / COMPRESSION_FILE).read_text())
             found.append(figures["trace"][1]["val_loss"] / figures["before"]["val_loss"] - 1)
         return found
 
@@ -140,18 +164,17 @@ class Benchmark:
         """The committed Markdown."""
         latencies = self.milliseconds(turns)
         whole = self.rows("unpruned", 1.0)
-        adapters = [self.adapter(key).result()[-1] for key in self.keys]
+        adapters = [self.adapter(seed).result()[-1] for seed in self.seeds]
         lines = [
             "# What condensing and a condensed teacher are worth\n",
-            f"64 px, width 16, batch norm, {' and '.join(self.concepts)}, {self.seeds} seeds each: mean ± standard "
-            f"deviation over these {len(self.keys)} runs, differences paired by run. Base of "
-            f"benchmarks/normalisation.md on {BASE_IMAGES:,} images of six other styles, adapter merged into it "
-            f"({IMAGES} images), then {CONDENSE_IMAGES:,} images of condensing and {FINE_TUNE_IMAGES} of fine-tuning; "
-            "where an arm does not condense it trains on for as long. The share is that of every layer's "
-            f"channels, in multiples of {MULTIPLE}, so that all arms of a share are one shape and have one latency. "
-            f"Narrow from scratch is that shape freshly initialised, on the concept's {OWN_IMAGES:,} images and on "
-            f"{BASE_IMAGES + OWN_IMAGES:,}. N = {whole[0]['images_per_concept']:.0f} test photos. Begun at commit "
-            f"{self.begun.read_text()}.\n",
+            f"64 px, width 16, batch norm, {CONCEPT}, {len(self.seeds)} seeds: mean ± standard deviation, differences "
+            f"paired by seed. A base on {BASE_IMAGES:,} images of six other styles, an adapter merged into it "
+            f"({ADAPTER_IMAGES} images), then {CONDENSE_IMAGES:,} images of condensing and {FINE_TUNE_IMAGES:,} of "
+            "fine-tuning; where an arm does not condense it trains on for as long. All shares of an arm and seed go on "
+            f"from one condensed network. The share is that of every layer's channels, in multiples of {MULTIPLE}, so "
+            "that all arms of a share are one shape and have one latency. Narrow from scratch is that shape freshly "
+            f"initialised, on the concept's {OWN_IMAGES:,} images and on {BASE_IMAGES + OWN_IMAGES:,}. "
+            f"N = {whole[0]['images_per_concept']:.0f} test photos. Begun at commit {self.begun.read_text()}.\n",
             f"{command_block(__doc__)}\n",
             "| share | network | L1 | kid_lite0 | SSIM | L1 against unpruned | better than narrow from scratch | "
             "val L1 just after pruning |",
@@ -190,11 +213,11 @@ class Benchmark:
             "|---|---|---|---|---|---|---|",
         ]
         for share, measured in latencies.items():
-            run = self.unpruned(self.keys[0]) if share == 1 else self.pruned(FULL, share, self.keys[0])
+            run = self.unpruned(0) if share == 1 else self.pruned(FULL, share, 0)
             figures = json.loads((run.folder / COMPRESSION_FILE).read_text())
             faster = statistics.median(one / other for one, other in zip(latencies[1.0], measured, strict=True))
             fewer = figures["before"]["macs"] / figures["after"]["macs"]
-            parameters = parameter_count(load_run(run.folder).deployed(self.concepts[0]))
+            parameters = parameter_count(load_run(run.folder).deployed(CONCEPT))
             lines.append(
                 f"| {share:g} | {parameters:,} | {figures['after']['macs'] / 1e6:.1f} | "
                 f"{statistics.median(measured):.2f} | {faster:.2f} | {fewer:.2f} | {faster / fewer:.2f} |"
@@ -226,13 +249,10 @@ class Benchmark:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=Path, required=True)
-    parser.add_argument("--adapters", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--concepts", nargs="+", default=CONCEPTS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--turns", type=int, default=5)
     options = parser.parse_args()
-    folders = (options.pairs.resolve(), options.adapters.resolve(), options.out.resolve())
-    benchmark = Benchmark(*folders, options.concepts, options.seeds, options.processes)
+    benchmark = Benchmark(options.pairs.resolve(), options.out.resolve(), options.seeds, options.processes)
     print(benchmark.run(options.turns))
