@@ -24,6 +24,7 @@ from pocketgan.run_folder import COMPRESSION_FILE
 
 CONCEPT, SIZE, THREADS = "style_04", 256, 2
 WIDE_IMAGES, CONDENSE_IMAGES, FINE_TUNE_IMAGES = 4_800, 1_600, 2_400
+COMPRESSION_IMAGES = CONDENSE_IMAGES + FINE_TUNE_IMAGES
 BUDGETS_MS = (33, 20, 10)
 COLUMNS = ("reconstruction", "kid_lite0", "ssim")
 
@@ -58,32 +59,47 @@ class Benchmark:
             (WIDE_IMAGES,),
         )
 
-    def narrowed(self, name: str, rule: dict[str, object], *more: str) -> Run:
+    def compression(self, name: str, rule: dict[str, object], images: int, condense: int, *more: str) -> Run:
         return Run(
             self.out / name,
             "configs/channel_condensation/small.yaml",
             (
                 *self.data,
                 f"--model.base={self.wide().folder}",
-                f"--model.condense_images={CONDENSE_IMAGES}",
+                f"--model.condense_images={condense}",
                 f"--model.pruning={json.dumps(rule)}",
                 f"--model.target.size={SIZE}",
                 f"--model.target.threads={THREADS}",
                 *more,
             ),
-            (CONDENSE_IMAGES + FINE_TUNE_IMAGES,),
+            (images,),
         )
 
-    def within(self, budget_ms: int) -> Run:
-        rule = {
+    def condensed(self) -> Run:
+        """The first stage alone, which all budgets go on from: its own ends it just before the pruning."""
+        return self.compression("condensed", self.budget(max(BUDGETS_MS)), CONDENSE_IMAGES, CONDENSE_IMAGES + 1)
+
+    def budget(self, milliseconds: int) -> dict[str, object]:
+        return {
             "class_path": "LatencyBudget",
-            "init_args": {"budget_ms": budget_ms, "multiple": self.multiple},
+            "init_args": {"budget_ms": milliseconds, "multiple": self.multiple},
         }
-        return self.narrowed(f"within_{budget_ms}", rule)
+
+    def within(self, milliseconds: int) -> Run:
+        start = f"--ckpt_path={self.condensed().folder}/checkpoints/last.ckpt"
+        return self.compression(
+            f"within_{milliseconds}", self.budget(milliseconds), COMPRESSION_IMAGES, CONDENSE_IMAGES, start
+        )
 
     def trained_on(self) -> Run:
-        rule = {"class_path": "KeptShare", "init_args": {"share": 1.0}}
-        return self.narrowed("trained_on", rule, "--model.concentration_weight=0", "--model.teacher=null")
+        return self.compression(
+            "trained_on",
+            {"class_path": "KeptShare", "init_args": {"share": 1.0}},
+            COMPRESSION_IMAGES,
+            CONDENSE_IMAGES,
+            "--model.concentration_weight=0",
+            "--model.teacher=null",
+        )
 
     def latencies(self, networks: dict[str, nn.Module], turns: int) -> dict[str, list[Latency]]:
         """Each network's latency in each turn."""
@@ -103,8 +119,7 @@ class Benchmark:
         """Train everything that is not there yet; the committed Markdown."""
         # one after the other: milliseconds are measured on the way
         runs = {f"within {budget} ms": self.within(budget) for budget in BUDGETS_MS}
-        train_all([self.wide()], 1)
-        train_all([self.trained_on(), *runs.values()], 1)
+        train_all([self.wide(), self.trained_on(), self.condensed(), *runs.values()], 1)
         named = {"width 32, trained on as long": self.trained_on(), **runs}
         networks: dict[str, nn.Module] = {name: load_run(run.folder).deployed(CONCEPT) for name, run in named.items()}
         public = {
