@@ -72,7 +72,7 @@ class Benchmark:
         )
 
     def compression(
-        self, name: str, seed: int, images: int, weight: float, teacher: str, share: float, condense: int, *more: str
+        self, name: str, seed: int, images: int, weight: float, teacher: str, share: float, *more: str
     ) -> Run:
         rule = {"class_path": "KeptShare", "init_args": {"share": share, "multiple": MULTIPLE}}
         return Run(
@@ -81,7 +81,7 @@ class Benchmark:
             (
                 *self.data(seed),
                 f"--model.base={self.adapter(seed).folder}",
-                f"--model.condense_images={condense}",
+                f"--model.condense_images={CONDENSE_IMAGES}",
                 f"--model.pruning={json.dumps(rule)}",
                 f"--model.concentration_weight={weight}",
                 "--model.cost=null",  # shares are of every layer, so every layer counts alike
@@ -96,8 +96,7 @@ class Benchmark:
 
     def condensed(self, weight: float, seed: int) -> Run:
         """The first stage alone, which all shares go on from; a weight of 0 is training on."""
-        after_its_end = CONDENSE_IMAGES + 1
-        return self.compression(f"condensed_{weight:g}", seed, CONDENSE_IMAGES, weight, "condensed", 1.0, after_its_end)
+        return self.compression(f"condensed_{weight:g}", seed, CONDENSE_IMAGES, weight, "condensed", 1.0)
 
     def pruned(self, arm: str, share: float, seed: int) -> Run:
         """One arm at one share of the channels."""
@@ -110,7 +109,7 @@ class Benchmark:
 
     def _second_stage(self, name: str, weight: float, teacher: str, share: float, seed: int) -> Run:
         start = f"--ckpt_path={self.condensed(weight, seed).folder}/checkpoints/last.ckpt"
-        return self.compression(name, seed, COMPRESSION_IMAGES, weight, teacher, share, CONDENSE_IMAGES, start)
+        return self.compression(name, seed, COMPRESSION_IMAGES, weight, teacher, share, start)
 
     def scratch(self, share: float, seed: int) -> Run:
         generator = {

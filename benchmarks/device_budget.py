@@ -59,14 +59,14 @@ class Benchmark:
             (WIDE_IMAGES,),
         )
 
-    def compression(self, name: str, rule: dict[str, object], images: int, condense: int, *more: str) -> Run:
+    def compression(self, name: str, rule: dict[str, object], images: int, *more: str) -> Run:
         return Run(
             self.out / name,
             "configs/channel_condensation/small.yaml",
             (
                 *self.data,
                 f"--model.base={self.wide().folder}",
-                f"--model.condense_images={condense}",
+                f"--model.condense_images={CONDENSE_IMAGES}",
                 f"--model.pruning={json.dumps(rule)}",
                 f"--model.target.size={SIZE}",
                 f"--model.target.threads={THREADS}",
@@ -76,8 +76,8 @@ class Benchmark:
         )
 
     def condensed(self) -> Run:
-        """The first stage alone, which all budgets go on from: its own ends it just before the pruning."""
-        return self.compression("condensed", self.budget(max(BUDGETS_MS)), CONDENSE_IMAGES, CONDENSE_IMAGES + 1)
+        """The first stage alone, which all budgets go on from."""
+        return self.compression("condensed", self.budget(max(BUDGETS_MS)), CONDENSE_IMAGES)
 
     def budget(self, milliseconds: int) -> dict[str, object]:
         return {
@@ -88,7 +88,7 @@ class Benchmark:
     def within(self, milliseconds: int) -> Run:
         start = f"--ckpt_path={self.condensed().folder}/checkpoints/last.ckpt"
         return self.compression(
-            f"within_{milliseconds}", self.budget(milliseconds), COMPRESSION_IMAGES, CONDENSE_IMAGES, start
+            f"within_{milliseconds}", self.budget(milliseconds), COMPRESSION_IMAGES, start
         )
 
     def trained_on(self) -> Run:
@@ -96,7 +96,6 @@ class Benchmark:
             "trained_on",
             {"class_path": "KeptShare", "init_args": {"share": 1.0}},
             COMPRESSION_IMAGES,
-            CONDENSE_IMAGES,
             "--model.concentration_weight=0",
             "--model.teacher=null",
         )

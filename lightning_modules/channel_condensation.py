@@ -52,7 +52,8 @@ class ChannelCondensation(PairedGAN):
     3. *Fine-tune*, until the budget: the task's losses, and L1 to the condensed network's edits and to its features
        after each norm, of the kept channels.
 
-    A checkpoint of any stage can be resumed. An adapter is merged into its base first. Text encoder and tokens stay as
+    A checkpoint of any stage can be resumed. A budget that ends with the first stage leaves the network whole, for
+    several budgets to go on from. An adapter is merged into its base first. Text encoder and tokens stay as
     they are.
 
     Args:
@@ -88,7 +89,7 @@ class ChannelCondensation(PairedGAN):
         pruning: PruningRule,
         condense_images: int,
         target: LatencyTarget | None = None,
-        concentration_weight: float = 5.0,
+        concentration_weight: float = 2.0,
         cost: Literal["macs", "milliseconds"] | None = "macs",
         scale_learning_rate_factor: float = 10.0,
         teacher: Literal["condensed", "base"] | None = "condensed",
@@ -189,7 +190,8 @@ class ChannelCondensation(PairedGAN):
         if self.is_condensing and self.condense_images >= self._budget_images():
             rank_zero_warn(
                 f"nothing will be pruned and fine-tuned: condense_images is {self.condense_images}, the budget ends at "
-                f"{self._budget_images():.0f} images; give a larger budget.images or fewer condense_images"
+                f"{self._budget_images():.0f} images; give a larger budget.images or fewer condense_images, or go on "
+                "from this run's last.ckpt with a larger budget"
             )
         if self.base_loss is None:
             graph = self.device_cost.graph(self.generator_ema)
@@ -202,8 +204,12 @@ class ChannelCondensation(PairedGAN):
             self._costs = self._on_first_rank(
                 lambda: self.device_cost.group_milliseconds(self.generator_ema, self.pruning)
             )
-        if self.is_condensing and self.images_seen >= self.condense_images:
+        if self._ends_condensing():
             self.hand_over()
+
+    def _ends_condensing(self) -> bool:
+        """Whether the first stage has its images and the budget leaves some for the last."""
+        return self.is_condensing and self.condense_images <= self.images_seen < self._budget_images()
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """The paired step, with the stage's own terms in the generator's loss."""
@@ -235,10 +241,9 @@ class ChannelCondensation(PairedGAN):
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Go on to the next stage or notch where its images are seen; judge a last notch at the budget's end."""
-        if self.is_condensing:
-            if self.images_seen >= self.condense_images:
-                self.hand_over()
-        elif isinstance(self.pruning, QualityBudget) and not self.is_settled:
+        if self._ends_condensing():
+            self.hand_over()
+        elif isinstance(self.pruning, QualityBudget) and not self.is_condensing and not self.is_settled:
             notch_is_over = self.images_seen - self.notch_begun_images >= self.pruning.notch_images
             if notch_is_over or self.trainer.should_stop or self.images_seen >= self._budget_images():
                 self._judge_notch(self.pruning)

@@ -75,11 +75,10 @@ def test_the_table_names_what_changed(trained, tmp_path, capsys, monkeypatch):
         assert words in shown
 
 
-@pytest.mark.filterwarnings("ignore:nothing will be pruned")  # the first part of the run ends at the hand-over
 def test_the_teacher_is_the_condensed_network_and_stays_as_it_is(condensed, trained, tmp_path):
     """At the hand-over the average of the first stage becomes the teacher; later steps leave it alone."""
     run = tmp_path / "run"
-    fit_condensed(trained["pairs"], trained["adapter"], run, SHARE, EACH_BATCH, "--budget.images=12")
+    fit_condensed(trained["pairs"], trained["adapter"], run, SHARE, EACH_BATCH, "--budget.images=16")
     first = weights(run)["state_dict"]
     fit_condensed(trained["pairs"], trained["adapter"], run, SHARE, EACH_BATCH, "--ckpt_path=last")
     last = weights(run)["state_dict"]
@@ -103,6 +102,21 @@ def test_resumed_equals_uninterrupted(condensed, trained, tmp_path, images):
     assert_same(state(run), state(condensed))
     assert figures(run)["trace"] == figures(condensed)["trace"]
     assert figures(run)["kept"] == figures(condensed)["kept"]
+
+
+@pytest.mark.filterwarnings("ignore:nothing will be pruned")
+def test_several_budgets_go_on_from_one_condensed_network(condensed, trained, tmp_path):
+    words = (trained["pairs"], trained["adapter"])
+    whole = fit_condensed(*words, tmp_path / "whole", SHARE, EACH_BATCH, "--budget.images=12")
+    assert load_run(whole).generator.stem[0].out_channels == 8
+    start = f"--ckpt_path={whole / 'checkpoints' / 'last.ckpt'}"
+    half = fit_condensed(*words, tmp_path / "half", SHARE, EACH_BATCH, start)
+    assert_same(state(half), state(condensed))
+    wider = SHARE.replace("0.5", "0.75")
+    assert (
+        load_run(fit_condensed(*words, tmp_path / "wider", wider, EACH_BATCH, start)).generator.stem[0].out_channels
+        == 6
+    )
 
 
 def test_fine_tuning_starts_at_the_pruned_average(trained, tmp_path):
