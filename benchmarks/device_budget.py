@@ -87,9 +87,7 @@ class Benchmark:
 
     def within(self, milliseconds: int) -> Run:
         start = f"--ckpt_path={self.condensed().folder}/checkpoints/last.ckpt"
-        return self.compression(
-            f"within_{milliseconds}", self.budget(milliseconds), COMPRESSION_IMAGES, start
-        )
+        return self.compression(f"within_{milliseconds}", self.budget(milliseconds), COMPRESSION_IMAGES, start)
 
     def trained_on(self) -> Run:
         return self.compression(
