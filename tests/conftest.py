@@ -1,9 +1,17 @@
 """Fixtures that tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import fit_adapter, fit_base, make_pair_set
+
+
+def pytest_configure() -> None:
+    """One thread for each worker and the processes that it starts: several of more slow each other down."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
