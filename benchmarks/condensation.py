@@ -18,12 +18,13 @@ from pocketgan.compression import LatencyTarget, parameter_count
 from pocketgan.run_folder import COMPRESSION_FILE
 
 STYLES, CONCEPT = ("style_00", "style_06", "style_12"), "style_20"
-BASE_IMAGES, ADAPTER_IMAGES, CONDENSE_IMAGES, FINE_TUNE_IMAGES = 4_800, 800, 2_400, 2_400
-COMPRESSION_IMAGES = CONDENSE_IMAGES + FINE_TUNE_IMAGES
+BASE_IMAGES, ADAPTER_IMAGES, CONDENSE_IMAGES, FINE_TUNE_IMAGES = 4_800, 800, 2_400, (400, 2_400)
+COMPRESSION_IMAGES = CONDENSE_IMAGES + FINE_TUNE_IMAGES[-1]
 OWN_IMAGES = ADAPTER_IMAGES + COMPRESSION_IMAGES  # of the concept, in all of a pruned network's history
 SHARES, MULTIPLE = (0.5, 0.25, 0.125), 2
-WEIGHT = 2.0  # of the concentration term, the best of 0, 1, 2, 3 and 5 on another set of 200 photos
-COLUMNS = ("reconstruction", "kid_lite0", "ssim")
+WEIGHT = 5.0  # of the concentration term, which leaves a layer alone at the share that is to stay
+L1 = "reconstruction"
+COLUMNS = (L1, "kid_lite0", "ssim")
 RANKS = json.dumps({"down": 4, "transformer_down": 4, "transformer": 4, "transformer_up": 4, "up": 4})
 # the weight of the first stage, and whose edits teach in the last
 ARMS: dict[str, tuple[float, str]] = {
@@ -72,7 +73,7 @@ class Benchmark:
         )
 
     def compression(
-        self, name: str, seed: int, images: int, weight: float, teacher: str, share: float, *more: str
+        self, name: str, seed: int, images: tuple[int, ...], weight: float, teacher: str, share: float, *more: str
     ) -> Run:
         rule = {"class_path": "KeptShare", "init_args": {"share": share, "multiple": MULTIPLE}}
         return Run(
@@ -84,6 +85,7 @@ class Benchmark:
                 f"--model.condense_images={CONDENSE_IMAGES}",
                 f"--model.pruning={json.dumps(rule)}",
                 f"--model.concentration_weight={weight}",
+                f"--model.condensed_share={share if weight else 0}",
                 "--model.cost=null",  # shares are of every layer, so every layer counts alike
                 f"--model.teacher={teacher}",
                 "--model.max_teacher_loss=1",  # worse teachers are part of the result here
@@ -91,25 +93,29 @@ class Benchmark:
                 "--model.target.runs=1",
                 *more,
             ),
-            (images,),
+            images,
         )
 
-    def condensed(self, weight: float, seed: int) -> Run:
-        """The first stage alone, which all shares go on from; a weight of 0 is training on."""
-        return self.compression(f"condensed_{weight:g}", seed, CONDENSE_IMAGES, weight, "condensed", 1.0)
+    def condensed(self, weight: float, share: float, seed: int) -> Run:
+        """The first stage alone, which several arms go on from; a weight of 0 is training on."""
+        name = f"condensed_{share:g}" if weight else "condensed_0"
+        return self.compression(name, seed, (CONDENSE_IMAGES,), weight, "condensed", share)
 
     def pruned(self, arm: str, share: float, seed: int) -> Run:
         """One arm at one share of the channels."""
         weight, teacher = ARMS[arm]
-        return self._second_stage(arm.replace(", ", "_") + f"_{share:g}", weight, teacher, share, seed)
+        return self._second_stage(
+            arm.replace(", ", "_").replace(" ", "_") + f"_{share:g}", weight, teacher, share, seed
+        )
 
     def unpruned(self, seed: int) -> Run:
         """The adapter trained on as it is."""
         return self._second_stage("unpruned", 0.0, "null", 1.0, seed)
 
     def _second_stage(self, name: str, weight: float, teacher: str, share: float, seed: int) -> Run:
-        start = f"--ckpt_path={self.condensed(weight, seed).folder}/checkpoints/last.ckpt"
-        return self.compression(name, seed, COMPRESSION_IMAGES, weight, teacher, share, start)
+        start = f"--ckpt_path={self.condensed(weight, share, seed).folder}/checkpoints/last.ckpt"
+        images = tuple(CONDENSE_IMAGES + more for more in FINE_TUNE_IMAGES)
+        return self.compression(name, seed, images, weight, teacher, share, start)
 
     def scratch(self, share: float, seed: int) -> Run:
         generator = {
@@ -137,18 +143,19 @@ class Benchmark:
         """Train everything that is not there yet; the committed Markdown."""
         train_all([self.base(seed) for seed in self.seeds], self.processes)
         train_all([self.adapter(seed) for seed in self.seeds], self.processes)
-        train_all([self.condensed(weight, seed) for seed in self.seeds for weight in (WEIGHT, 0.0)], self.processes)
+        stages = [(0.0, 1.0), *((WEIGHT, share) for share in SHARES)]
+        train_all([self.condensed(*stage, seed) for seed in self.seeds for stage in stages], self.processes)
         for seed in self.seeds:
             pruned = [self.pruned(arm, share, seed) for share in SHARES for arm in ARMS]
             narrow = [self.scratch(share, seed) for share in SHARES]
             train_all([self.unpruned(seed), *pruned, *narrow], self.processes)
         return self.page(turns)
 
-    def rows(self, name: str, share: float) -> list[dict[str, float]]:
-        """Test figures of an arm by seed."""
+    def rows(self, name: str, share: float, place: int = -1) -> list[dict[str, float]]:
+        """Test figures of an arm by seed, at the first or the last image count."""
         if name in SCRATCH:
             return [self.scratch(share, seed).result()[SCRATCH.index(name)] for seed in self.seeds]
-        return [self.pruned(name, share, seed).result()[-1] for seed in self.seeds]
+        return [self.pruned(name, share, seed).result()[place] for seed in self.seeds]
 
     def after_pruning(self, arm: str, share: float) -> list[float]:
         """Validation L1 just after the pruning, against that of the adapter as it came."""
@@ -161,48 +168,59 @@ class Benchmark:
     def page(self, turns: int) -> str:
         """The committed Markdown."""
         latencies = self.milliseconds(turns)
-        whole = self.rows("unpruned", 1.0)
+        whole = [self.unpruned(seed).result() for seed in self.seeds]
         adapters = [self.adapter(seed).result()[-1] for seed in self.seeds]
+        few, many = FINE_TUNE_IMAGES
         lines = [
             "# What condensing and a condensed teacher are worth\n",
             f"64 px, width 16, batch norm, {CONCEPT}, {len(self.seeds)} seeds: mean ± standard deviation, differences "
             f"paired by seed. A base on {BASE_IMAGES:,} images of three other styles, an adapter merged into it "
-            f"({ADAPTER_IMAGES} images), then {CONDENSE_IMAGES:,} images of condensing and {FINE_TUNE_IMAGES:,} of "
-            "fine-tuning; where an arm does not condense it trains on for as long. All shares of an arm and seed go on "
-            f"from one condensed network. The share is that of every layer's channels, in multiples of {MULTIPLE}, so "
-            "that all arms of a share are one shape and have one latency. Narrow from scratch is that shape freshly "
-            f"initialised, on the concept's {OWN_IMAGES:,} images and on {BASE_IMAGES + OWN_IMAGES:,}. "
+            f"({ADAPTER_IMAGES} images), then {CONDENSE_IMAGES:,} images of condensing (weight {WEIGHT:g}, down to the "
+            f"share that is to stay) and {many:,} of fine-tuning, tested after {few} as well; where an arm does not "
+            f"condense it trains on for as long. The share is that of every layer's channels, in multiples of "
+            f"{MULTIPLE}, so that all arms of a share are one shape and have one latency. Narrow from scratch is that "
+            f"shape freshly initialised, on the concept's {OWN_IMAGES:,} images and on {BASE_IMAGES + OWN_IMAGES:,}. "
             "PHOTOS: 768, of Open Images, COCO, BSDS500 and Debian's wallpapers. "
-            f"N = {whole[0]['images_per_concept']:.0f} test photos. Begun at commit {self.begun.read_text()}.\n",
+            f"N = {adapters[0]['images_per_concept']:.0f} test photos. Begun at commit {self.begun.read_text()}.\n",
             f"{command_block(__doc__)}\n",
-            "| share | network | L1 | kid_lite0 | SSIM | L1 against unpruned | better than narrow from scratch | "
-            "val L1 just after pruning |",
-            "|---|---|---|---|---|---|---|---|",
-            self._line("1", "adapter as it came", adapters, None, None, None),
-            self._line("1", "unpruned, trained on as long", whole, None, None, None),
+            f"| share | network | val L1 just after pruning | after {few}: L1 | kid_lite0 | after {many:,}: L1 | "
+            "kid_lite0 | SSIM | L1 against unpruned | better than narrow from scratch |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+            f"| 1 | adapter as it came | | | | {cells(adapters, COLUMNS)} | | |",
+            f"| 1 | unpruned, trained on as long | | {cells([one[0] for one in whole], COLUMNS[:2])} | "
+            f"{cells([one[-1] for one in whole], COLUMNS)} | | |",
         ]
         for share in SHARES:
             narrow = self.rows(SCRATCH[1], share)
-            for arm in ARMS:
-                after = mean_and_spread([100 * value for value in self.after_pruning(arm, share)], 1) + " %"
-                lines.append(self._line(f"{share:g}", arm, self.rows(arm, share), whole, narrow, after))
-            for name in SCRATCH:
-                lines.append(self._line(f"{share:g}", name, self.rows(name, share), whole, None, None))
+            for name in (*ARMS, *SCRATCH):
+                rows = self.rows(name, share)
+                ratios = [row[L1] / one[-1][L1] - 1 for row, one in zip(rows, whole, strict=True)]
+                against = mean_and_spread([100 * ratio for ratio in ratios], 1) + " %"
+                start, better = "| |", ""
+                if name in ARMS:
+                    after = mean_and_spread([100 * value for value in self.after_pruning(name, share)], 1)
+                    start = f"{after} % | {cells(self.rows(name, share, 0), COLUMNS[:2])}"
+                    wins = sum(row[L1] < one[L1] for row, one in zip(rows, narrow, strict=True))
+                    better = f"{wins}/{len(rows)}"
+                lines.append(f"| {share:g} | {name} | {start} | {cells(rows, COLUMNS)} | {against} | {better} |")
         lines += [
-            "\nSigns: L1 against unpruned is relative, below 0 is better; the next column counts the runs whose L1 is "
-            f"below that of {SCRATCH[1]}.\n",
-            "## Paired differences in L1 and kid_lite0\n",
-            f"| share | less *{FULL}* | L1 | kid_lite0 |\n|---|---|---|---|",
+            "\nJust after pruning: against the adapter as it came. L1 against unpruned is that of the last image "
+            "count, below 0 is better; the last column counts the seeds whose L1 is below that of "
+            f"{SCRATCH[1]}.\n",
+            f"## Paired differences to *{FULL}*\n",
+            f"Above 0 the arm is worse.\n\n| share | arm | after {few}: L1 | kid_lite0 | after {many:,}: L1 | "
+            "kid_lite0 |\n|---|---|---|---|---|---|",
         ]
         for share in SHARES:
             for arm in list(ARMS)[1:]:
-                cells = []
-                for column in ("reconstruction", "kid_lite0"):
-                    pairs = zip(self.rows(arm, share), self.rows(FULL, share), strict=True)
-                    differences = [one[column] - full[column] for one, full in pairs]
-                    worse = sum(difference > 0 for difference in differences)
-                    cells.append(f"{mean_and_spread(differences)} ({worse}/{len(differences)} worse)")
-                lines.append(f"| {share:g} | {arm} | {' | '.join(cells)} |")
+                found = []
+                for place in (0, -1):
+                    for column in COLUMNS[:2]:
+                        pairs = zip(self.rows(arm, share, place), self.rows(FULL, share, place), strict=True)
+                        differences = [one[column] - full[column] for one, full in pairs]
+                        worse = sum(difference > 0 for difference in differences)
+                        found.append(f"{mean_and_spread(differences)} ({worse}/{len(differences)} worse)")
+                lines.append(f"| {share:g} | {arm} | {' | '.join(found)} |")
         lines += [
             "\n## Latency\n",
             f"ONNX Runtime, 64 px, 2 threads, median over {turns} turns of the median of 30 runs; the ratio is that of "
@@ -222,26 +240,10 @@ class Benchmark:
             )
         return "\n".join(lines)
 
-    def _line(
-        self,
-        share: str,
-        name: str,
-        rows: list[dict[str, float]],
-        whole: list[dict[str, float]] | None,
-        narrow: list[dict[str, float]] | None,
-        after: str | None,
-    ) -> str:
-        cells = [mean_and_spread([row[column] for row in rows]) for column in COLUMNS]
-        against, better = "", ""
-        if whole is not None:
-            relative = [
-                100 * (row["reconstruction"] / one["reconstruction"] - 1) for row, one in zip(rows, whole, strict=True)
-            ]
-            against = mean_and_spread(relative, 1) + " %"
-        if narrow is not None:
-            wins = sum(row["reconstruction"] < one["reconstruction"] for row, one in zip(rows, narrow, strict=True))
-            better = f"{wins}/{len(rows)}"
-        return f"| {share} | {name} | {' | '.join(cells)} | {against} | {better} | {after or ''} |"
+
+def cells(rows: list[dict[str, float]], columns: tuple[str, ...]) -> str:
+    """Mean and spread of columns, as cells of a table."""
+    return " | ".join(mean_and_spread([row[column] for row in rows]) for column in columns)
 
 
 if __name__ == "__main__":

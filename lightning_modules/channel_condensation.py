@@ -62,6 +62,7 @@ class ChannelCondensation(PairedGAN):
         condense_images: Images of the first stage; 0 prunes at once.
         target: The device that milliseconds are measured for; its ``size`` is that of use, not of training.
         concentration_weight: Factor on the concentration term.
+        condensed_share: The term leaves a layer alone that in effect uses this share of its channels or less.
         cost: What the layers' terms are weighted by: their channels' operations at the target's size, the milliseconds
             that they save on the target at their narrowest, or nothing.
         scale_learning_rate_factor: The norms' factors learn this much faster while condensing; Adam bounds how far they
@@ -90,6 +91,7 @@ class ChannelCondensation(PairedGAN):
         condense_images: int,
         target: LatencyTarget | None = None,
         concentration_weight: float = 2.0,
+        condensed_share: float = 0.25,
         cost: Literal["macs", "milliseconds"] | None = "macs",
         scale_learning_rate_factor: float = 10.0,
         teacher: Literal["condensed", "base"] | None = "condensed",
@@ -116,6 +118,7 @@ class ChannelCondensation(PairedGAN):
         self.target = target or LatencyTarget()
         self.generator.check_size(self.target.size, self.target.size)
         self.concentration_weight, self.scale_learning_rate_factor = concentration_weight, scale_learning_rate_factor
+        self.condensed_share = condensed_share
         self.teacher_source, self.max_teacher_loss = teacher, max_teacher_loss
         self.teacher_image_weight, self.teacher_feature_weight = teacher_image_weight, teacher_feature_weight
         self.teacher: nn.Module | None = None
@@ -222,7 +225,7 @@ class ChannelCondensation(PairedGAN):
     def _stage_terms(self, batch: dict[str, Any], fake: Tensor) -> Tensor:
         """Concentration in the first stage, the teacher's terms in the last; a weighted sum."""
         if self.is_condensing:
-            concentration = ConcentrationLoss(self._costs)(effective_scales(self.generator, self._graph))
+            concentration = ConcentrationLoss(self._costs, self.condensed_share)(effective_scales(self.generator, self._graph))
             self.log("train/concentration", concentration)
             return self.concentration_weight * concentration
         if self.teacher is None:

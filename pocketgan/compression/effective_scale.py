@@ -81,10 +81,11 @@ def make_norms_affine(network: nn.Module) -> nn.Module:
 
 
 class ConcentrationLoss(nn.Module):
-    """Few large scales instead of many: Σ_l c_l (Σ_k s_lk)² / (U_l Σ_k s_lk²), Hoyer's measure squared.
+    """Few large scales instead of many: Σ_l c_l max(h_l, share), h_l = (Σ_k s_lk)² / (U_l Σ_k s_lk²).
 
-    The measure is that of DeepHoyer (Yang et al. 2020, arXiv 1908.09979, equation 4) over the number of units, between
-    1/U (one unit says it all) and 1 (all say as much). Shrinking all scales of a layer alike does not change it, which
+    The measure h is that of DeepHoyer (Yang et al. 2020, arXiv 1908.09979, equation 4) over the number of units, between
+    1/U (one unit says it all) and 1 (all say as much): the share of the channels that a layer in effect uses. Below
+    ``share`` a layer is left alone, so that nothing is lost that may stay. Shrinking all scales of a layer alike does not change it, which
     the next norm would undo for nothing: a plain L1 condenses nothing or everything here
     (docs/channel_condensation.md). The regulariser of ALAP-AE (arXiv 2203.10363) is not known in full; this one is
     ours.
@@ -92,16 +93,20 @@ class ConcentrationLoss(nn.Module):
     Args:
         costs: c_l by group, what all of its units cost together, in any unit; their mean is brought to 1. All alike if
             None.
+        share: Of a layer's channels, at which it is condensed enough.
 
     Example:
         Scales 3 and 1 give (3 + 1)² / (2 · (9 + 1)) = 0.8.
 
     Raises:
-        ValueError: A cost is not above 0.
+        ValueError: A cost is not above 0, or the share is out of range.
     """
 
-    def __init__(self, costs: dict[str, float] | None = None) -> None:
+    def __init__(self, costs: dict[str, float] | None = None, share: float = 0.0) -> None:
         super().__init__()
+        if not 0 <= share < 1:
+            raise ValueError(f"share is {share}; give a share of the channels from 0 to below 1")
+        self.share = share
         if costs is not None and min(costs.values()) <= 0:
             least = min(costs, key=lambda name: costs[name])
             raise ValueError(f"the cost of {least} is {costs[least]}; costs must be above 0")
@@ -115,7 +120,8 @@ class ConcentrationLoss(nn.Module):
             scales: (U,) by group, from ``effective_scales``.
         """
         terms = [
-            (self.weights[name] if self.weights else 1.0) * scale.sum().square() / (len(scale) * scale.square().sum())
+            (self.weights[name] if self.weights else 1.0)
+            * (scale.sum().square() / (len(scale) * scale.square().sum())).clamp(min=self.share)
             for name, scale in scales.items()
         ]
         return torch.stack(terms).sum()
