@@ -7,8 +7,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich import get_console
 from rich.table import Table
 
+from callbacks.console import say
 from callbacks.trainer_state import write_into_run
 from lightning_modules import ChannelCondensation
+from pocketgan.compression import LatencyBudget, QualityBudget
 from pocketgan.run_folder import COMPRESSION_FILE
 
 
@@ -38,6 +40,26 @@ class CompressionTable(Callback):
         found = {"before": before, "after": after, "trace": pl_module.trace, "kept": pl_module.kept}
         write_into_run(trainer, COMPRESSION_FILE, json.dumps(found, indent=2))
         get_console().print(compression_table(before, after, pl_module.target.size))
+        say(outcome(pl_module, after))
+
+
+def outcome(module: ChannelCondensation, after: dict[str, Any]) -> str:
+    """What became of the rule, in a sentence."""
+    rule = module.pruning
+    if module.kept is None:
+        return (
+            f"not pruned: the budget ended at {module.images_seen} images, within condense_images "
+            f"{module.condense_images}; go on with a larger budget.images and --ckpt_path last"
+        )
+    if isinstance(rule, LatencyBudget):
+        said = "met" if after["latency_ms"] <= rule.budget_ms else "not met in this last measurement"
+        return f"budget of {rule.budget_ms:g} ms {said}: {after['latency_ms']:.2f} ms"
+    if isinstance(rule, QualityBudget):
+        loss = after["val_loss"] / module.before["val_loss"] - 1
+        return f"validation reconstruction {loss:+.1%}, at most {rule.max_quality_loss:+.1%} allowed; " + (
+            "the search has ended" if module.is_settled else "the images ended before the last notch was judged"
+        )
+    return f"pruned by {rule}"
 
 
 def compression_table(before: dict[str, Any], after: dict[str, Any], size: int) -> Table:
@@ -55,7 +77,7 @@ def compression_table(before: dict[str, Any], after: dict[str, Any], size: int) 
     for name, label, scale, digits in (
         ("parameters", "parameters", 1, 0),
         ("macs", f"MMACs at {size} px", 1e6, 1),
-        ("latency_ms", f"ms at {size} px, median", 1, 1),
+        ("latency_ms", f"ms at {size} px, median", 1, 2),
         ("val_loss", "validation reconstruction", 1, 4),
     ):
         one, other = before[name] / scale, after[name] / scale

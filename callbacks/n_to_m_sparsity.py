@@ -77,6 +77,11 @@ class NToMSparsity(SparsityCallback):
         """The last stage's M."""
         return self.ladder[-1].group_size
 
+    @property
+    def last_images(self) -> int:
+        """Where the last stage begins."""
+        return self.ladder[-1].start_images
+
     def make_mask(self, weight: Tensor) -> WeightMask:  # noqa: ARG002
         """A mask that keeps all."""
         return NToMMask(self.group_size, self.group_size, self.decay)

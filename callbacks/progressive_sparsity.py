@@ -54,6 +54,11 @@ class ProgressiveSparsity(SparsityCallback):
         self.schedule = CubicSparsity(initial_sparsity, final_sparsity, start_images, end_images, every_images)
         self._kept: int | None = None
 
+    @property
+    def last_images(self) -> int:
+        """Where the schedule ends."""
+        return self.schedule.end_images
+
     def make_mask(self, weight: Tensor) -> WeightMask:
         """A mask of ones."""
         return FixedMask(weight)

@@ -4,9 +4,11 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from callbacks.console import say
+from callbacks.image_budget import ImageBudget
 from callbacks.rank_search import RankSearch
 from lightning_modules import BaseGAN, DiffusionAdaptation, DiffusionTraining, FullFineTuning, LoRAAdaptation
 from lightning_modules.diffusion_module import DiffusionModule
@@ -43,6 +45,11 @@ class SparsityCallback(Callback, ABC):
     def group_size(self) -> int:
         """What must divide the inputs of a layer."""
         return 1
+
+    @property
+    @abstractmethod
+    def last_images(self) -> int:
+        """Images at which the masks have come to their end."""
 
     @abstractmethod
     def make_mask(self, weight: Tensor) -> WeightMask:
@@ -104,6 +111,13 @@ class SparsityCallback(Callback, ABC):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is masked, and begin."""
         assert self.chosen is not None
+        budgets = [each.images for each in trainer.callbacks if isinstance(each, ImageBudget)]  # type: ignore[attr-defined]
+        if budgets and self.last_images >= (budget := min(budgets)):
+            rank_zero_warn(
+                f"the run ends at {budget} images, {type(self).__name__} reaches its end at {self.last_images}: the "
+                "network will be less sparse than asked for, or have no images to recover; give a larger "
+                "budget.images or an earlier end"
+            )
         if trainer.is_global_zero:
             weights = sum(layer.weight.numel() for layer, _ in self.chosen.masked.values())
             reasons: dict[str, list[str]] = {}

@@ -90,7 +90,7 @@ class ChannelCondensation(PairedGAN):
         pruning: PruningRule,
         condense_images: int,
         target: LatencyTarget | None = None,
-        concentration_weight: float = 2.0,
+        concentration_weight: float = 5.0,
         condensed_share: float = 0.25,
         cost: Literal["macs", "milliseconds"] | None = "macs",
         scale_learning_rate_factor: float = 10.0,
@@ -184,12 +184,20 @@ class ChannelCondensation(PairedGAN):
         generator_optimizer.param_groups[1]["lr"] *= self.scale_learning_rate_factor
         return [generator_optimizer, self.discriminator_optimizer(self.discriminator.parameters())]
 
-    def on_train_start(self) -> None:
-        """Measure the network as it comes; a first stage of no images ends here.
+    def on_fit_start(self) -> None:
+        """Refuse a rule that cannot be met, before the run's folder is written.
 
         Raises:
             ValueError: No network that the rule allows can meet it.
         """
+        if self.base_loss is None:
+            graph = self.device_cost.graph(self.generator_ema)
+            self._on_first_rank(
+                lambda: self.pruning.check(graph.groups, lambda kept: self.device_cost.milliseconds(graph.pruned(kept)))
+            )
+
+    def on_train_start(self) -> None:
+        """Measure the network as it comes; a first stage of no images ends here."""
         if self.is_condensing and self.condense_images >= self._budget_images():
             rank_zero_warn(
                 f"nothing will be pruned and fine-tuned: condense_images is {self.condense_images}, the budget ends at "
@@ -197,10 +205,6 @@ class ChannelCondensation(PairedGAN):
                 "from this run's last.ckpt with a larger budget"
             )
         if self.base_loss is None:
-            graph = self.device_cost.graph(self.generator_ema)
-            self._on_first_rank(
-                lambda: self.pruning.check(graph.groups, lambda kept: self.device_cost.milliseconds(graph.pruned(kept)))
-            )
             self.base_loss = self.validation_loss()
             self.before = self.figures()
         if self.cost == "milliseconds" and self._costs is None and self.is_condensing:
@@ -225,7 +229,9 @@ class ChannelCondensation(PairedGAN):
     def _stage_terms(self, batch: dict[str, Any], fake: Tensor) -> Tensor:
         """Concentration in the first stage, the teacher's terms in the last; a weighted sum."""
         if self.is_condensing:
-            concentration = ConcentrationLoss(self._costs, self.condensed_share)(effective_scales(self.generator, self._graph))
+            concentration = ConcentrationLoss(self._costs, self.condensed_share)(
+                effective_scales(self.generator, self._graph)
+            )
             self.log("train/concentration", concentration)
             return self.concentration_weight * concentration
         if self.teacher is None:
@@ -297,7 +303,8 @@ class ChannelCondensation(PairedGAN):
             raise ValueError(
                 f"the condensed network's validation L1 is {loss:.4f}, {worse:.1%} worse than its base's "
                 f"{self.base_loss:.4f}; as the teacher at most {self.max_teacher_loss:.1%} is accepted. Lower "
-                "concentration_weight, condense for more images, or set teacher to base"
+                "concentration_weight, raise condensed_share, condense for more images, or set teacher to base; the "
+                "last checkpoint goes on with --ckpt_path last"
             )
         if self.teacher_source == "condensed":
             self.teacher = copy.deepcopy(self.generator_ema)
@@ -449,7 +456,7 @@ class ChannelCondensation(PairedGAN):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store stage and widths, too."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["condensation"] = {name: getattr(self, name) for name in _STATE}
+        checkpoint["condensation"] = {name: getattr(self, name) for name in _STATE} | {"pruning": repr(self.pruning)}
         if self.teacher_source == "base":  # it stands in the base's own folder
             state = checkpoint["state_dict"]
             checkpoint["state_dict"] = {name: state[name] for name in state if not name.startswith("teacher.")}
@@ -458,12 +465,18 @@ class ChannelCondensation(PairedGAN):
         """Take stage and widths back before the weights.
 
         Raises:
-            ValueError: The checkpoint is of another recipe or architecture.
+            ValueError: The checkpoint is of another recipe or architecture, or its widths were chosen by another rule.
         """
         if "condensation" not in checkpoint:
             raise ValueError("the checkpoint is not of a ChannelCondensation; give one of this recipe")
         images_seen = checkpoint.get("images_seen", 0)
         state = checkpoint["condensation"]
+        chosen_by, rule = state["pruning"], repr(self.pruning)
+        if state["kept"] is not None and chosen_by != rule:
+            raise ValueError(
+                f"the checkpoint's widths were chosen by {chosen_by}, the config says {rule}; resume with the former, "
+                "or go on from a checkpoint of the first stage in another folder"
+            )
         if state["kept"] is not None:
             self.images_seen = images_seen
             if self.teacher_source == "condensed":

@@ -15,6 +15,11 @@ def read_config(run: Path) -> dict[str, Any]:
         FileNotFoundError: The folder is no run.
     """
     file = run / "config.yaml"
+    if not run.is_dir():
+        raise FileNotFoundError(
+            f"{run} does not exist; give the folder of a `pocketgan fit`. A run made of another needs that one where "
+            "it was"
+        )
     if not file.is_file():
         raise FileNotFoundError(
             f"{run} is not a run folder: it holds no config.yaml; give the folder of a `pocketgan fit`"

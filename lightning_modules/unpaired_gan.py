@@ -139,7 +139,7 @@ class UnpairedGAN(AdversarialModule):
         if self.generator.classes and len(data.classes) != self.generator.classes:
             raise ValueError(
                 f"{network} takes one of {self.generator.classes} classes, {data.root} holds {len(data.classes)}; set "
-                "both networks' classes to that"
+                f"model.generator.classes to {len(data.classes)}, and the discriminator's where it does not follow"
             )
         if stage == "fit" and (data.batch_size // self.trainer.world_size) % self.discriminator_steps:
             raise ValueError(

@@ -83,10 +83,10 @@ def make_norms_affine(network: nn.Module) -> nn.Module:
 class ConcentrationLoss(nn.Module):
     """Few large scales instead of many: Σ_l c_l max(h_l, share), h_l = (Σ_k s_lk)² / (U_l Σ_k s_lk²).
 
-    The measure h is that of DeepHoyer (Yang et al. 2020, arXiv 1908.09979, equation 4) over the number of units, between
-    1/U (one unit says it all) and 1 (all say as much): the share of the channels that a layer in effect uses. Below
-    ``share`` a layer is left alone, so that nothing is lost that may stay. Shrinking all scales of a layer alike does not change it, which
-    the next norm would undo for nothing: a plain L1 condenses nothing or everything here
+    The measure h is that of DeepHoyer (Yang et al. 2020, arXiv 1908.09979, equation 4) over the number of units,
+    between 1/U (one unit says it all) and 1 (all say as much): the share of its channels that a layer uses, in effect.
+    Below ``share`` a layer is left alone, so that nothing is lost that may stay. Shrinking all scales of a layer alike
+    does not change it, which the next norm would undo for nothing: a plain L1 condenses nothing or everything here
     (docs/channel_condensation.md). The regulariser of ALAP-AE (arXiv 2203.10363) is not known in full; this one is
     ours.
 

@@ -1,5 +1,6 @@
 """As wide as the device's milliseconds allow."""
 
+import warnings
 from collections.abc import Callable
 
 from torch import Tensor
@@ -34,14 +35,22 @@ class LatencyBudget(PruningRule):
         self.measured: list[tuple[float, float]] = []
 
     def check(self, groups: dict[str, ChannelGroup], latency_ms: Callable[[Kept], float]) -> None:
-        """Time the narrowest network; see ``PruningRule.check``."""
-        self._refuse_above_budget(latency_ms(self.narrowest(groups)))
+        """Time the narrowest network and the whole one; see ``PruningRule.check``."""
+        whole_ms = latency_ms(self.whole(groups))
+        self._refuse_above_budget(latency_ms(self.narrowest(groups)), f", the whole one {whole_ms:.2f} ms")
+        if whole_ms <= self.budget_ms:
+            warnings.warn(
+                f"the network takes {whole_ms:.2f} ms as it is, within the budget of {self.budget_ms:g} ms: it will "
+                "stay whole unless that changes; give a smaller budget_ms, or the target.size and threads of use",
+                stacklevel=2,
+            )
 
-    def _refuse_above_budget(self, least_ms: float) -> None:
+    def _refuse_above_budget(self, least_ms: float, beside: str = "") -> None:
         if least_ms > self.budget_ms:
             raise ValueError(
-                f"the narrowest network that is allowed takes {least_ms:.1f} ms, the budget is {self.budget_ms:g} ms; "
-                f"give a larger budget_ms, a smaller multiple than {self.multiple}, or a smaller target.size"
+                f"the narrowest network that is allowed takes {least_ms:.2f} ms{beside}; the budget is "
+                f"{self.budget_ms:g} ms. Leave the machine alone while it is timed, or give a larger budget_ms, a "
+                f"smaller multiple than {self.multiple}, or a smaller target.size"
             )
 
     def choose(

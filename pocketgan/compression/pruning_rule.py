@@ -1,5 +1,6 @@
 """The slot for rules that say how far a network is pruned."""
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -25,6 +26,11 @@ class PruningRule(ABC):
         if multiple < 1:
             raise ValueError(f"multiple is {multiple}; a layer keeps at least 1 channel, 8 suits most kernels")
         self.multiple = multiple
+
+    def __repr__(self) -> str:
+        """The rule as it would be written down; arguments stand in attributes of their names."""
+        arguments = inspect.signature(type(self)).parameters
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in arguments)})"
 
     @abstractmethod
     def choose(
@@ -55,6 +61,10 @@ class PruningRule(ABC):
         Raises:
             ValueError: Not even the narrowest network that is allowed fulfils the rule.
         """
+
+    def whole(self, groups: dict[str, ChannelGroup]) -> Kept:
+        """All units of each group."""
+        return {name: list(range(group.units)) for name, group in groups.items()}
 
     def narrowest(self, groups: dict[str, ChannelGroup]) -> Kept:
         """As few units of each group as the rule may leave."""

@@ -54,6 +54,12 @@ def fit_in_python(pairs, model, *callbacks, batches=4):
     return trainer
 
 
+@pytest.mark.parametrize("callback", [PRUNING, CLIMBING[:1] + (CLIMBING[1].replace(": 0", ": 16"),)])
+def test_a_schedule_beyond_the_budget_is_told(pair_set, tmp_path, callback):
+    with pytest.warns(UserWarning, match=r"the run ends at 8 images, \w+Sparsity reaches its end at 16"):
+        fit("base_gan", pair_set, tmp_path / "run", *callback, "--budget.images=8")
+
+
 def metrics(folder):
     with (folder / "metrics.csv").open() as file:
         return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]

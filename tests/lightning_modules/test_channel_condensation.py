@@ -132,13 +132,14 @@ def test_fine_tuning_starts_at_the_pruned_average(trained, tmp_path):
     assert model.images_seen + model.earlier_images == 4  # the moving average begins with the narrower network
 
 
-def test_a_latency_budget_is_met_and_used(trained, tmp_path):
+def test_a_latency_budget_is_met_and_used(trained, tmp_path, capsys):
     whole = parameter_count(load_run(trained["adapter"]).deployed("sepia"))
     run = fit_condensed(
         trained["pairs"], trained["adapter"], tmp_path / "run", f"--model.pruning.budget_ms={whole / 2000}",
         "--model.pruning.multiple=2",
     )  # fmt: skip
     found = figures(run)
+    assert f"budget of {whole / 2000:g} ms met: {found['after']['latency_ms']:.2f} ms" in capsys.readouterr().out
     assert found["before"]["latency_ms"] == whole / 1000
     assert 0.4 * whole < found["after"]["parameters"] == parameter_count(load_run(run).deployed("sepia")) <= whole / 2
 
@@ -241,7 +242,7 @@ def test_a_first_notch_that_fails_gives_the_base_back(trained, tmp_path, monkeyp
         assert torch.equal(model.generator_ema.state_dict()[name], original)
 
 
-def test_a_budget_that_ends_before_the_pruning_is_told(trained, tmp_path):
+def test_a_budget_that_ends_before_the_pruning_is_told(trained, tmp_path, capsys):
     with pytest.warns(
         UserWarning, match="nothing will be pruned and fine-tuned: condense_images is 100, the budget ends"
     ):
@@ -249,14 +250,28 @@ def test_a_budget_that_ends_before_the_pruning_is_told(trained, tmp_path):
             trained["pairs"], trained["adapter"], tmp_path / "run", SHARE, "--model.condense_images=100",
             "--budget.images=4",
         )  # fmt: skip
+    assert "not pruned: the budget ended at 4 images, within condense_images 100" in capsys.readouterr().out
 
 
 def test_budgets_that_cannot_be_met(trained, tmp_path):
-    with pytest.raises(ValueError, match=r"the narrowest network that is allowed takes \d+\.\d ms, the budget is"):
+    with pytest.raises(ValueError, match=r"allowed takes \d+\.\d\d ms, the whole one \d+\.\d\d ms; the budget is"):
         fit_condensed(
             trained["pairs"], trained["adapter"], tmp_path / "run", "--model.pruning.budget_ms=0.0001", EACH_BATCH
         )
-    assert not (tmp_path / "run" / "checkpoints").exists()  # said before any training
+    assert not list((tmp_path / "run").rglob("*.*"))  # said before any training, nothing is in the corrected run's way
+
+
+def test_another_rule_is_refused_once_the_widths_are_chosen(condensed, trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(condensed, run)
+    before = (run / "config.yaml").read_text()
+    with pytest.raises(
+        ValueError, match=r"chosen by KeptShare\(share=0\.5, multiple=2\), the config says KeptShare\(share=0\.25"
+    ):
+        fit_condensed(
+            trained["pairs"], trained["adapter"], run, SHARE.replace("0.5", "0.25"), EACH_BATCH, "--ckpt_path=last"
+        )
+    assert (run / "config.yaml").read_text() == before
 
 
 def test_bases_that_do_not_fit(trained, tmp_path):

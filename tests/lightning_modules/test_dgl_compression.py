@@ -255,7 +255,7 @@ def test_teachers_that_do_not_fit(trained, tmp_path):
 
 def test_starts_that_do_not_fit(trained, stage_one, tmp_path):
     start = f"--model.start={stage_one}"
-    refused(trained, tmp_path, "is not a run folder", f"--model.start={tmp_path / 'none'}", error=FileNotFoundError)
+    refused(trained, tmp_path, "none does not exist", f"--model.start={tmp_path / 'none'}", error=FileNotFoundError)
     refused(
         trained, tmp_path, r"cannot start from .*one: the checkpoint is of another architecture: .*there and .*here",
         start, "--model.discriminator.width=16",
@@ -273,6 +273,7 @@ def test_starts_that_do_not_fit(trained, stage_one, tmp_path):
         trained, tmp_path, r"is unfinished: it has seen 12 of 24 images; finish it with `pocketgan fit .*--ckpt_path",
         f"--model.start={unfinished}",
     )  # fmt: skip
+    refused(trained, tmp_path, "is unfinished: it has seen 12 of 24 images", f"--model.teacher={unfinished}")
     shutil.rmtree(unfinished / "checkpoints")
     refused(trained, tmp_path, r"has no checkpoint last\.ckpt", f"--model.start={unfinished}", error=FileNotFoundError)
 

@@ -95,6 +95,16 @@ def test_its_gradient_gathers():
     assert scales.grad[0] < 0 < scales.grad[1]  # a step against it makes the large larger and the small smaller
 
 
+def test_what_is_condensed_enough_is_left_alone():
+    scales = torch.tensor([3.0, 1.0], requires_grad=True)
+    loss = ConcentrationLoss(share=0.9)({"one": scales})
+    loss.backward()
+    assert loss.item() == pytest.approx(0.9)
+    assert not scales.grad.any()
+    with pytest.raises(ValueError, match="share is 1; give a share of the channels from 0 to below 1"):
+        ConcentrationLoss(share=1)
+
+
 def test_costs_are_above_zero():
     with pytest.raises(ValueError, match="the cost of b is 0; costs must be above 0"):
         ConcentrationLoss({"a": 1.0, "b": 0})

@@ -54,8 +54,21 @@ def test_the_latency_budget_takes_the_widest_that_fits(groups, scales, budget):
 
 
 def test_a_budget_that_nothing_meets_says_what_can_be_had(groups, scales):
-    with pytest.raises(ValueError, match=r"the narrowest network that is allowed takes 12\.0 ms, the budget is 11 ms"):
-        LatencyBudget(11, multiple=4).choose(scales, groups, milliseconds, no_cost)
+    rule = LatencyBudget(11, multiple=4)
+    with pytest.raises(ValueError, match=r"the narrowest network that is allowed takes 12\.00 ms; the budget is 11 ms"):
+        rule.choose(scales, groups, milliseconds, no_cost)
+    with pytest.raises(ValueError, match=r"takes 12\.00 ms, the whole one 80\.00 ms; the budget is 11 ms"):
+        rule.check(groups, milliseconds)
+
+
+def test_a_budget_that_the_whole_network_meets_is_told(groups):
+    with pytest.warns(UserWarning, match=r"takes 80\.00 ms as it is, within the budget of 90 ms"):
+        LatencyBudget(90, multiple=4).check(groups, milliseconds)
+
+
+def test_a_rule_says_how_it_was_made():
+    assert repr(LatencyBudget(12)) == "LatencyBudget(budget_ms=12, multiple=8)"
+    assert repr(KeptShare(0.5, multiple=2)) == "KeptShare(share=0.5, multiple=2)"
 
 
 def test_a_notch_has_the_operations_that_it_should(groups, scales):
