@@ -15,15 +15,9 @@ def read_config(run: Path) -> dict[str, Any]:
         FileNotFoundError: The folder is no run.
     """
     file = run / "config.yaml"
-    if not run.is_dir():
-        raise FileNotFoundError(
-            f"{run} does not exist; give the folder of a `pocketgan fit`. A run made of another needs that one where "
-            "it was"
-        )
     if not file.is_file():
-        raise FileNotFoundError(
-            f"{run} is not a run folder: it holds no config.yaml; give the folder of a `pocketgan fit`"
-        )
+        found = "holds no config.yaml" if run.is_dir() else "does not exist, or no longer stands where it stood"
+        raise FileNotFoundError(f"{run} is not a run folder: it {found}; give the folder of a `pocketgan fit`")
     config: dict[str, Any] = yaml.safe_load(file.read_text())
     return config
 

@@ -255,7 +255,13 @@ def test_teachers_that_do_not_fit(trained, tmp_path):
 
 def test_starts_that_do_not_fit(trained, stage_one, tmp_path):
     start = f"--model.start={stage_one}"
-    refused(trained, tmp_path, "none does not exist", f"--model.start={tmp_path / 'none'}", error=FileNotFoundError)
+    refused(
+        trained,
+        tmp_path,
+        "none is not a run folder: it does not exist",
+        f"--model.start={tmp_path / 'none'}",
+        error=FileNotFoundError,
+    )
     refused(
         trained, tmp_path, r"cannot start from .*one: the checkpoint is of another architecture: .*there and .*here",
         start, "--model.discriminator.width=16",
