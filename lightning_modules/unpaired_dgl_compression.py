@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_modules.run import fresh_discriminator, load_module
+from lightning_modules.run_state import trained_data_of
 from lightning_modules.teacher_guidance import TeacherGuidance
 from lightning_modules.unpaired_gan import UnpairedGAN
 from pocketgan.compression import PublicDiscriminator
@@ -105,7 +106,7 @@ class UnpairedDGLCompression(TeacherGuidance, UnpairedGAN):
             )
 
     def check_start(self, state: dict[str, Any]) -> None:
-        """Refuse a run of another kind.
+        """Refuse a run of another kind or image size.
 
         Raises:
             ValueError: It is.
@@ -114,6 +115,13 @@ class UnpairedDGLCompression(TeacherGuidance, UnpairedGAN):
             raise ValueError(
                 f"start {self.start} is no run of a GAN on single images; give the first stage of this student, such "
                 "as a run of configs/dgl_compression/stylegan2_stage1.yaml"
+            )
+        assert self.start is not None
+        size = trained_data_of(self.start)["size"]
+        if size != self.generator.size:
+            raise ValueError(
+                f"start {self.start} was trained at {size} px, this student makes {self.generator.size}; train both "
+                "stages at one size"
             )
 
     def generator_adversarial(self, fake: Tensor, labels: Tensor | None) -> Tensor:

@@ -289,5 +289,8 @@ def test_starts_that_do_not_fit(images, runs, tiny_teacher, trained, tmp_path):
     config["budget"]["images"] = 100
     (unfinished / "config.yaml").write_text(yaml.safe_dump(config))
     refused(images, "is unfinished: it has seen 24 of 100 images", start=unfinished)
+    config["budget"]["images"], config["data"]["init_args"]["size"] = 24, 64
+    (unfinished / "config.yaml").write_text(yaml.safe_dump(config))
+    refused(images, r"start .*unfinished was trained at 64 px, this student makes \d+", start=unfinished)
     shutil.rmtree(unfinished / "checkpoints")
     refused(images, "has no checkpoint", FileNotFoundError, start=unfinished)
