@@ -94,7 +94,6 @@ def test_the_published_name_list_would_train_301_million(xl):
         (DiffusionLoRA(8), 1_149_696),  # the paper's 1.15 M
         (DiffusionLoRA(16), 2_181_888),  # the paper's 2.18 M
     ],
-    ids=str,
 )
 def test_trained_parameters_of_dit_xl(xl, adapter, expected):
     dit = copy.deepcopy(xl)
