@@ -103,6 +103,8 @@ class ChannelCondensation(PairedGAN):
     ) -> None:
         if condense_images < 0:
             raise ValueError(f"condense_images is {condense_images}; give 0 or more")
+        if not 0 <= condensed_share < 1:
+            raise ValueError(f"condensed_share is {condensed_share}; give a share of the channels from 0 to below 1")
         trained = load_run(base)
         super().__init__(
             generator=make_norms_affine(merge(trained.generator_ema)).requires_grad_(True),  # type: ignore[arg-type]

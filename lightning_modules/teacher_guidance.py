@@ -81,7 +81,7 @@ class TeacherGuidance(LightningModule):
                 self._take_start(self.start)
             # of the run's seed alone, so that a resumed run has the same random teacher
             torch.default_generator.manual_seed(torch.initial_seed() + 1)
-            if isinstance(self.teacher, Path) and self.teacher.is_dir():
+            if self.teacher is not None:
                 finished_state(self.teacher)
             discriminator = self.read_teacher()
         if discriminator is not None:

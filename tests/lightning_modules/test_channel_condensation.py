@@ -283,6 +283,8 @@ def test_bases_that_do_not_fit(trained, tmp_path):
         fit_condensed(trained["pairs"], trained["adapter"], tmp_path / "run", "--model.target.size=36")
     with pytest.raises(ValueError, match="condense_images is -1"):
         fit_condensed(trained["pairs"], trained["adapter"], tmp_path / "run", "--model.condense_images=-1")
+    with pytest.raises(ValueError, match=r"condensed_share is 1\.0; give a share of the channels from 0 to below 1"):
+        fit_condensed(trained["pairs"], trained["adapter"], tmp_path / "run", "--model.condensed_share=1")
     with pytest.raises(ValueError, match="not of a ChannelCondensation"):
         fit_condensed(
             trained["pairs"], trained["adapter"], tmp_path / "run",
