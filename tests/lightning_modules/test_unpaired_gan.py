@@ -311,7 +311,7 @@ def test_data_that_do_not_fit(images, trained):
         train(module(), images, size=16)
     with pytest.raises(ValueError, match=r"one of 2 classes, the data come without labels; .* set data.labels to true"):
         train(classed(2), images)
-    with pytest.raises(ValueError, match=r"one of 3 classes, .* holds 2; set both networks' classes"):
+    with pytest.raises(ValueError, match=r"one of 3 classes, .* holds 2; set model\.generator\.classes to 2"):
         train(classed(3), images, labels=True)
     with pytest.raises(ValueError, match="batch of 4 does not divide over 3 discriminator_steps"):
         train(module(discriminator_steps=3), images)

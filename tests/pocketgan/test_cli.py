@@ -281,6 +281,7 @@ def run_on_single_images(config, folder):
     assert load_unpaired_run(folder / "run").images_seen == 24
 
 
+@pytest.mark.filterwarnings("ignore:the network takes .* as it is")  # a tiny one meets every budget
 @pytest.mark.parametrize("config", TINY_RUNS, ids=lambda path: "/".join(path.parts[-2:]))
 def test_every_tiny_config_runs_end_to_end(config, trained, tmp_path):
     run, text = tmp_path / "run", config.read_text()
