@@ -24,7 +24,7 @@ from pocketgan.exporters import Latency, OnnxExporter, measure_latency
 from pocketgan.run_folder import COMPRESSION_FILE
 
 CONCEPT, SIZE, THREADS = "style_04", 256, 2
-WIDE_IMAGES, MORE_IMAGES, FINE_TUNE_IMAGES = 2_400, 800, 1_200
+WIDE_IMAGES, MORE_IMAGES, FINE_TUNE_IMAGES = 4_800, 1_600, 2_400
 COMPRESSION_IMAGES = MORE_IMAGES + FINE_TUNE_IMAGES
 BUDGETS_MS = (33, 20, 10)
 COLUMNS = ("reconstruction", "kid_lite0", "ssim")
