@@ -5,7 +5,10 @@ from callbacks.clip_score_early_stopping import ClipScoreEarlyStopping
 from callbacks.compression_table import CompressionTable
 from callbacks.diffusion_adapter_writer import DiffusionAdapterWriter
 from callbacks.image_budget import ImageBudget
+from callbacks.image_progress_bar import ImageProgressBar
+from callbacks.image_quality import ImageQuality
 from callbacks.loss_tracking_early_stopping import LossTrackingEarlyStopping
+from callbacks.metrics_csv import MetricsCSV
 from callbacks.n_to_m_sparsity import NToMSparsity
 from callbacks.pair_estimate import PairEstimate
 from callbacks.pair_writer import PairWriter
@@ -14,7 +17,14 @@ from callbacks.pipeline_writer import PipelineWriter
 from callbacks.progressive_sparsity import ProgressiveSparsity
 from callbacks.random_state import RandomState
 from callbacks.rank_search import RankSearch
-from callbacks.run_folder import MetricsCSV, SaveRunConfig
+from callbacks.requeue import Requeue
+from callbacks.run_loggers import RunLoggers
+from callbacks.sample_grid import SampleGrid
+from callbacks.save_run_config import SaveRunConfig
+from callbacks.throughput_monitor import ThroughputMonitor
+from callbacks.training_alarm import TrainingAlarm
+from callbacks.unstopping_logger import UnstoppingLogger
+from callbacks.wandb_run_logger import WandbRunLogger
 
 __all__ = [
     "AdapterWriter",
@@ -22,6 +32,8 @@ __all__ = [
     "CompressionTable",
     "DiffusionAdapterWriter",
     "ImageBudget",
+    "ImageProgressBar",
+    "ImageQuality",
     "LossTrackingEarlyStopping",
     "MetricsCSV",
     "NToMSparsity",
@@ -32,5 +44,12 @@ __all__ = [
     "ProgressiveSparsity",
     "RandomState",
     "RankSearch",
+    "Requeue",
+    "RunLoggers",
+    "SampleGrid",
     "SaveRunConfig",
+    "ThroughputMonitor",
+    "TrainingAlarm",
+    "UnstoppingLogger",
+    "WandbRunLogger",
 ]

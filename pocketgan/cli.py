@@ -3,6 +3,7 @@
 import functools
 import inspect
 import logging
+import re
 import sys
 import traceback
 import warnings
@@ -12,6 +13,7 @@ from typing import Any, get_origin
 
 from pocketgan.commands import (
     adapt,
+    config,
     edit,
     export,
     pairs_convert,
@@ -94,6 +96,7 @@ def run_lightning(args: list[str] | None) -> None:
     from lightning.pytorch import LightningDataModule, LightningModule
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
 
     # short class names in YAMLs are found among imported classes
     import datamodules  # noqa: F401
@@ -105,12 +108,17 @@ def run_lightning(args: list[str] | None) -> None:
     from callbacks import (
         ClipScoreEarlyStopping,
         ImageBudget,
+        ImageQuality,
         LossTrackingEarlyStopping,
-        MetricsCSV,
         PairEstimate,
         PairWriter,
         RandomState,
+        Requeue,
+        RunLoggers,
+        SampleGrid,
         SaveRunConfig,
+        ThroughputMonitor,
+        TrainingAlarm,
     )
     from callbacks.pair_estimate import SAMPLE_BATCHES
     from lightning_modules.run import constructor_errors_unwrapped, without_text_encoder
@@ -137,6 +145,10 @@ def run_lightning(args: list[str] | None) -> None:
                 }
             )
             parser.add_lightning_class_args(ImageBudget, "budget")
+            parser.add_lightning_class_args(ImageQuality, "image_quality")
+            parser.add_lightning_class_args(SampleGrid, "samples")
+            parser.add_lightning_class_args(TrainingAlarm, "alarm")
+            parser.add_class_arguments(RunLoggers, "logging")
             # a group, so that one of its numbers can be changed and it can be switched off without the other callbacks
             parser.add_subclass_arguments(
                 (LossTrackingEarlyStopping, ClipScoreEarlyStopping, EarlyStopping),
@@ -169,8 +181,13 @@ def run_lightning(args: list[str] | None) -> None:
             if self.subcommand != "predict" and trainer.logger is not False:
                 given = [] if trainer.logger is None or trainer.logger is True else trainer.logger
                 others = given if isinstance(given, list) else [given]
-                # first, since config.yaml and checkpoints follow the first logger's folder
-                kwargs["logger"] = [MetricsCSV(Path(trainer.default_root_dir or ".")), *others]
+                logging = self._get(self.config_init, "logging")
+                logging.check()
+                kwargs["logger"] = [*logging.loggers(Path(trainer.default_root_dir or ".")), *others]
+            if SLURMEnvironment.detect():
+                # Requeue saves between two batches, Lightning's own handler anywhere in a step
+                plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
+                kwargs["plugins"] = [*filter(None, plugins), SLURMEnvironment(auto_requeue=False)]
             callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
             early_stopping = self._get(self.config_init, "early_stopping")
             # Lightning refuses the YAMLs' bar beside enable_progress_bar=false
@@ -193,7 +210,7 @@ def run_lightning(args: list[str] | None) -> None:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             save_config_callback=SaveRunConfig,
-            trainer_defaults={"callbacks": [RandomState()]},
+            trainer_defaults={"callbacks": [RandomState(), ThroughputMonitor(), Requeue()]},
             parser_kwargs={"parser_mode": "omegaconf+"},
             args=args,
         )
@@ -202,6 +219,7 @@ def run_lightning(args: list[str] | None) -> None:
 COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
     "adapt": adapt,
+    "config": config,
     "edit": edit,
     "export": export,
     "pairs convert": pairs_convert,
@@ -236,7 +254,10 @@ def run_function(function: Callable[..., None], args: list[str]) -> None:
             parser.add_argument(f"--{parameter.name}", action="store_true", help=help_of[parameter.name])
             by_hand.add(parameter.name)
     parser.add_function_arguments(function, as_group=False, skip=by_hand)
-    arguments = parser.parse_args(args)
+    # --from-run is --from_run
+    arguments = parser.parse_args(
+        [re.sub(r"^--[\w-]+", lambda name: f"--{name[0][2:].replace('-', '_')}", word) for word in args]
+    )
     try:
         function(**vars(parser.instantiate(arguments)))
     except (ValueError, OSError, ImportError, RuntimeError) as error:  # what users can mend

@@ -343,6 +343,27 @@ def adapt(
     run_campaign(main, base, pairs, concepts, out, config, ranks, devices, fit_options)
 
 
+def config(*, from_run: str, out: Path | None = None) -> None:
+    """Give a run's YAML back: `pocketgan fit -c` of it trains the same again.
+
+    Args:
+        from_run: Run folder, or ENTITY/PROJECT/ID of a run at Weights & Biases.
+        out: File to write; printed if not given.
+    """
+    from pocketgan.files import write_whole
+    from pocketgan.run_config import config_of_run
+
+    text = config_of_run(from_run)
+    if out is None:
+        print(text, end="")
+        return
+    if out.exists():
+        raise FileExistsError(f"{out} exists; choose another --out, or delete it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, text.encode())
+    print(f"written to {out}; `pocketgan fit -c {out} --trainer.default_root_dir NEW` trains it again")
+
+
 def pairs_import(
     source: Path,
     *,

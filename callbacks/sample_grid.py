@@ -1,0 +1,60 @@
+"""Pictures of a training as it goes on."""
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from PIL import Image
+
+from callbacks.unstopping_logger import UnstoppingLogger
+from lightning_modules import AdversarialModule
+from pocketgan.images import to_image
+from pocketgan.report import comparison_sheet
+
+CELL = 192
+
+
+class SampleGrid(Callback):
+    """At each validation, a sheet of fixed validation pictures: of a paired GAN photo, teacher and GAN, in columns.
+
+    ``RUN/samples/images_00001400.png``, numbered by images seen, and the loggers that show pictures get it. Modules
+    that are no GANs are left alone. It draws no random numbers of the training's.
+
+    Args:
+        pictures: Rows, from the start of the validation split; 0 makes none.
+
+    Raises:
+        ValueError: Fewer than none.
+    """
+
+    def __init__(self, pictures: int = 6) -> None:
+        if pictures < 0:
+            raise ValueError(f"samples of {pictures} pictures; give 0 for none, or how many")
+        self.pictures = pictures
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the sheet on rank 0, from its share of the split."""
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if not (fitting and self.pictures and trainer.is_global_zero and isinstance(pl_module, AdversarialModule)):
+            return
+        columns = self._columns(trainer, pl_module)
+        sheet = comparison_sheet(columns, min(CELL, next(iter(columns.values()))[0].width))
+        folder = Path(trainer.default_root_dir) / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        sheet.save(folder / f"images_{pl_module.images_seen:08d}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, UnstoppingLogger):
+                logger.log_pictures("samples", {" | ".join(columns): sheet}, pl_module.images_seen)
+
+    @torch.no_grad()
+    def _columns(self, trainer: Trainer, module: AdversarialModule) -> dict[str, list[Image.Image]]:
+        columns: dict[str, list[Image.Image]] = {}
+        devices = [trainer.strategy.root_device] if trainer.strategy.root_device.type == "cuda" else []
+        with torch.random.fork_rng(devices), trainer.precision_plugin.val_step_context():
+            for batch in trainer.datamodule.val_dataloader():  # type: ignore[attr-defined]
+                for title, pictures in module.pictures(trainer.strategy.batch_to_device(batch)).items():
+                    columns.setdefault(title, []).extend(to_image(picture) for picture in pictures.float())
+                if len(columns[title]) >= self.pictures:
+                    break
+        return {title: pictures[: self.pictures] for title, pictures in columns.items()}
