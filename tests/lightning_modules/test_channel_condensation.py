@@ -341,7 +341,7 @@ def test_early_stopping_leaves_the_stages_alone(trained, tmp_path):
     """Its ``images`` are examples, no budget."""
     run = fit_condensed(
         trained["pairs"], trained["adapter"], tmp_path / "run", SHARE, "--early_stopping=LossTrackingEarlyStopping",
-        "--early_stopping.images=8", "--early_stopping.window=100", "--early_stopping.threshold=1e-9",
+        "--early_stopping.images=8", "--early_stopping.window=2", "--early_stopping.threshold=1e-12",
     )  # fmt: skip
     assert not load_run(run).is_condensing
     assert figures(run)["after"]["widths"]["stem.0"] == 4
