@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from callbacks.sparsity_callback import SparsityCallback
 from lightning_modules import DiffusionAdaptation, DiffusionTraining, PairedGAN, load_run
 from lightning_modules.diffusion_module import DiffusionModule
+from lightning_modules.run_state import finished_state
 from pocketgan.class_pipeline import load_class_pipeline
 from pocketgan.compression import NToMMask, NToMStage, WeightMask, find_masks, masked_share, weight_layers
 from pocketgan.compression.n_to_m_mask import DECAY
@@ -109,11 +110,12 @@ class NToMSparsity(SparsityCallback):
 
         Raises:
             FileNotFoundError: There is no such teacher.
-            ValueError: The teacher does not know what the run trains, or gives another output.
+            ValueError: The teacher is unfinished, does not know what the run trains, or gives another output.
         """
         if self.teacher is None:
             return
         if isinstance(module, PairedGAN):
+            finished_state(self.teacher)
             self._dense = load_run(self.teacher)
             unknown = sorted(set(trainer.datamodule.prompts) - set(self._dense.concepts))  # type: ignore[attr-defined]
             if unknown:

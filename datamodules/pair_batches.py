@@ -235,10 +235,20 @@ class PairBatches(ImageClockData):
             augmented.append(floats.div_(127.5).sub_(1).permute(0, 3, 1, 2))
         return tuple(augmented)
 
-    def batches(self, split: Split, batch_size: int = 16) -> Iterator[dict[str, Any]]:
-        """All pairs of a split in order, as validation sees them, on the CPU."""
+    def batches(self, split: Split, batch_size: int = 16, count: int | None = None) -> Iterator[dict[str, Any]]:
+        """All pairs of a split in order, as validation sees them, on the CPU.
+
+        Args:
+            split: Which.
+            batch_size: Pairs in a batch.
+            count: How many pairs at most, evenly over the split, whose neighbours are of one concept; all if None.
+        """
+        dataset: Dataset[dict[str, Any]] = self.datasets[split]
+        length = len(self.datasets[split])
+        if count is not None and count < length:
+            dataset = Subset(dataset, [number * length // count for number in range(count)])
         loader: DataLoader[dict[str, Any]] = DataLoader(
-            self.datasets[split], batch_size, collate_fn=as_it_is, generator=torch.Generator()
+            dataset, batch_size, collate_fn=as_it_is, generator=torch.Generator()
         )
         for batch in loader:
             yield {**batch, "photo": self._to_float(batch["photo"]), "edit": self._to_float(batch["edit"])}

@@ -5,7 +5,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
@@ -173,7 +173,10 @@ class ChannelCondensation(PairedGAN):
         return self.kept is None
 
     def configure_optimizers(self) -> list[Optimizer]:
-        """As ``PairedGAN``; while condensing, the norms' factors have a learning rate of their own."""
+        """As ``PairedGAN``; while condensing, the norms' factors have a learning rate of their own.
+
+        Without a concentration term nothing calls for it: the first stage is then plain training.
+        """
         if not self.is_condensing:
             return super().configure_optimizers()
         factors = {
@@ -183,7 +186,8 @@ class ChannelCondensation(PairedGAN):
         fast = [named[name] for name in named if name in factors]
         slow = [named[name] for name in named if name not in factors]
         generator_optimizer = self.generator_optimizer([{"params": slow}, {"params": fast}])
-        generator_optimizer.param_groups[1]["lr"] *= self.scale_learning_rate_factor
+        if self.concentration_weight:
+            generator_optimizer.param_groups[1]["lr"] *= self.scale_learning_rate_factor
         return [generator_optimizer, self.discriminator_optimizer(self.discriminator.parameters())]
 
     def on_fit_start(self) -> None:
@@ -261,7 +265,9 @@ class ChannelCondensation(PairedGAN):
 
     def _budget_images(self) -> float:
         """Images at which the run ends; endless without an image budget."""
-        budgets = [each.images for each in self.trainer.callbacks if isinstance(each, _ImageBudget)]  # type: ignore[attr-defined]
+        from callbacks import ImageBudget  # which itself stands above the modules
+
+        budgets = [each.images for each in self.trainer.callbacks if isinstance(each, ImageBudget)]  # type: ignore[attr-defined]
         return min(budgets, default=math.inf)
 
     @torch.no_grad()
@@ -301,7 +307,8 @@ class ChannelCondensation(PairedGAN):
         loss = self.validation_loss()
         self._note(loss)
         worse = loss / self.base_loss - 1
-        if self.teacher_source == "condensed" and worse > self.max_teacher_loss:
+        # what is no number is worse, too
+        if self.teacher_source == "condensed" and not worse <= self.max_teacher_loss:
             raise ValueError(
                 f"the condensed network's validation L1 is {loss:.4f}, {worse:.1%} worse than its base's "
                 f"{self.base_loss:.4f}; as the teacher at most {self.max_teacher_loss:.1%} is accepted. Lower "
@@ -382,12 +389,8 @@ class ChannelCondensation(PairedGAN):
 
     def _training_batches(self) -> Iterator[tuple[Tensor, ...]]:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        seen = 0
-        for batch in data.batches("train"):
+        for batch in data.batches("train", count=MEASURED_PHOTOS):
             yield batch["photo"].to(self.device), self.prompt_tokens(batch)
-            seen += len(batch["photo"])
-            if seen >= MEASURED_PHOTOS:
-                return
 
     def _restart_optimization(self) -> None:
         """Hand the new generator to wrapper and optimizers; the discriminator's optimizer goes on as it was."""
@@ -406,11 +409,13 @@ class ChannelCondensation(PairedGAN):
         self._recalibrate()
         loss = self.validation_loss()
         self._note(loss)
-        if loss > (1 + pruning.max_quality_loss) * self.base_loss:
+        if not loss <= (1 + pruning.max_quality_loss) * self.base_loss:  # what is no number is above, too
             self.is_settled = True
             self._step_back(pruning)
         elif self.images_seen + pruning.notch_images > self._budget_images():
             self.is_settled = True  # one more notch could not be judged as this one was
+        elif self.trainer.should_stop:
+            return  # by the clock or the user: a resumed run judges once more and goes on
         else:
             self.last_good = {"kept": self.kept, "state": copy.deepcopy(self.generator_ema.state_dict())}
             kept = self._chosen()
@@ -458,16 +463,24 @@ class ChannelCondensation(PairedGAN):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store stage and widths, too."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["condensation"] = {name: getattr(self, name) for name in _STATE} | {"pruning": repr(self.pruning)}
+        checkpoint["condensation"] = {name: getattr(self, name) for name in _STATE} | {
+            "pruning": repr(self.pruning),
+            "measured": self._measured(),
+        }
         if self.teacher_source == "base":  # it stands in the base's own folder
             state = checkpoint["state_dict"]
             checkpoint["state_dict"] = {name: state[name] for name in state if not name.startswith("teacher.")}
+
+    def _measured(self) -> str:
+        """What its own figures are of, which those of another target cannot be compared with."""
+        return f"{self.target}, cost {self.cost}"
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take stage and widths back before the weights.
 
         Raises:
-            ValueError: The checkpoint is of another recipe or architecture, or its widths were chosen by another rule.
+            ValueError: The checkpoint is of another recipe or architecture, its widths were chosen by another rule, or
+                its figures are of another target.
         """
         if "condensation" not in checkpoint:
             raise ValueError("the checkpoint is not of a ChannelCondensation; give one of this recipe")
@@ -478,6 +491,11 @@ class ChannelCondensation(PairedGAN):
             raise ValueError(
                 f"the checkpoint's widths were chosen by {chosen_by}, the config says {rule}; resume with the former, "
                 "or go on from a checkpoint of the first stage in another folder"
+            )
+        if state["measured"] != self._measured():
+            raise ValueError(
+                f"the checkpoint's figures are of {state['measured']}, the config says {self._measured()}; set "
+                "model.target and model.cost to the former, or condense anew in another folder"
             )
         if state["kept"] is not None:
             self.images_seen = images_seen
@@ -491,13 +509,6 @@ class ChannelCondensation(PairedGAN):
         for name in _STATE:
             setattr(self, name, state[name])
         super().on_load_checkpoint(checkpoint)
-
-
-@runtime_checkable
-class _ImageBudget(Protocol):
-    """What ends a run at a number of images: ``callbacks.ImageBudget``, which stands above the modules."""
-
-    images: int
 
 
 _STATE = (

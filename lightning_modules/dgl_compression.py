@@ -84,7 +84,7 @@ class DGLCompression(TeacherGuidance, PairedGAN):
         return fresh_discriminator(self.teacher) if self.random_teacher else module.discriminator
 
     def check_start(self, state: dict[str, Any]) -> None:
-        """Refuse a run of another kind, other concepts or another text encoder.
+        """Refuse a run of another kind, image size, other concepts or another text encoder.
 
         Raises:
             ValueError: It is.
@@ -98,6 +98,13 @@ class DGLCompression(TeacherGuidance, PairedGAN):
             raise ValueError(
                 f"start {self.start} was trained on {', '.join(sorted(state['prompts']))}, the data hold "
                 f"{', '.join(self.concepts)}; set data.concepts to the same in both stages"
+            )
+        assert self.start is not None
+        size, own_size = trained_data_of(self.start)["size"], self.trainer.datamodule.size  # type: ignore[attr-defined]
+        if size != own_size:
+            raise ValueError(
+                f"start {self.start} was trained at {size} px, the data are of {own_size}; train both stages at "
+                "one size"
             )
         trained_with = state.get("encoded_prompts", {}).get("identity", self.text_encoder.identity)
         if trained_with != self.text_encoder.identity:

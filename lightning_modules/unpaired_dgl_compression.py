@@ -83,6 +83,7 @@ class UnpairedDGLCompression(TeacherGuidance, UnpairedGAN):
                 f"teacher {teacher} holds a {type(module).__name__}, whose discriminator judges no single images; "
                 "give the run of an UnpairedGAN"
             )
+        self._check_classes(f"teacher {teacher}", module.trained_classes)
         discriminator = fresh_discriminator(teacher) if self.random_teacher else module.discriminator
         assert isinstance(discriminator, ImageDiscriminator)
         return discriminator
@@ -105,8 +106,18 @@ class UnpairedDGLCompression(TeacherGuidance, UnpairedGAN):
                 f"{student.classes or 'none'}; set the student's classes to the teacher's or give another teacher"
             )
 
+    def _check_classes(self, named: str, classes: list[str]) -> None:
+        own = list(self.data.classes)
+        different = [f"{label} is {name}" for label, name in enumerate(classes) if name not in own[label : label + 1]]
+        # another number of them is told apart from other names
+        if different and len(classes) == len(own):
+            raise ValueError(
+                f"{named} was trained with other classes: {'; '.join(different[:3])}, where the data have "
+                f"{', '.join(own)}; give folders of the same names, in which labels are numbered"
+            )
+
     def check_start(self, state: dict[str, Any]) -> None:
-        """Refuse a run of another kind or image size.
+        """Refuse a run of another kind, image size or of other classes.
 
         Raises:
             ValueError: It is.
@@ -123,6 +134,7 @@ class UnpairedDGLCompression(TeacherGuidance, UnpairedGAN):
                 f"start {self.start} was trained at {size} px, this student makes {self.generator.size}; train both "
                 "stages at one size"
             )
+        self._check_classes(f"start {self.start}", state.get("classes", []))
 
     def generator_adversarial(self, fake: Tensor, labels: Tensor | None) -> Tensor:
         """M(G, D) + λ M(G, D_teacher), a scalar."""

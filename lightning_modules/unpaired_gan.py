@@ -96,6 +96,7 @@ class UnpairedGAN(AdversarialModule):
         self.discriminator_steps = discriminator_steps
         self.images_per_real = images_per_real
         self.latent_seed = torch.initial_seed()
+        self.trained_classes: list[str] = []
 
     @property
     def data_images_seen(self) -> int:
@@ -296,9 +297,10 @@ class UnpairedGAN(AdversarialModule):
             self.quality.update(self._of_fixed_latents(batch, numbers), numbers)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the clock and the seed of the latents."""
+        """Store the clock, the seed of the latents, and what the labels stand for."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["latent_seed"] = self.latent_seed
+        checkpoint["classes"] = list(self.data.classes)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take clock and seed back; refuse weights of another architecture.
@@ -310,6 +312,7 @@ class UnpairedGAN(AdversarialModule):
             raise ValueError("the checkpoint is of no GAN on single images: it has no images_seen and latent_seed")
         super().on_load_checkpoint(checkpoint)
         self.latent_seed = checkpoint["latent_seed"]
+        self.trained_classes = checkpoint.get("classes", [])
         refuse_other_weights(checkpoint["state_dict"], self.state_dict())
 
 

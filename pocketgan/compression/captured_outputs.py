@@ -14,7 +14,7 @@ def captured_outputs(network: nn.Module, layers: Iterable[str]) -> Iterator[dict
 
     def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-            found[name] = output
+            found[name] = output.clone()  # the activation behind it may work in place
 
         return hook
 

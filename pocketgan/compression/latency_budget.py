@@ -14,7 +14,7 @@ class LatencyBudget(PruningRule):
 
     A unit goes if its scale is below the threshold times the largest of its layer, so that no layer dies. Every
     candidate is built, exported and timed: operations do not tell milliseconds. The chosen one is timed once more, and
-    gives way to the next narrower one if it does not meet the budget twice.
+    gives way to the next narrower one if it does not meet the budget twice; the narrowest of all is taken as it is.
 
     Args:
         budget_ms: Largest median latency in milliseconds; 33 is 30 frames a second.
@@ -70,7 +70,7 @@ class LatencyBudget(PruningRule):
 
         def fits(place: int) -> bool:
             kept = self.above(scales, groups, steps[place])
-            widths = tuple(len(units) for units in kept.values())  # milliseconds do not depend on which units
+            widths = _widths(kept)  # milliseconds do not depend on which units
             if widths not in known:
                 known[widths] = latency_ms(kept)
                 self.measured.append((steps[place], known[widths]))
@@ -87,7 +87,14 @@ class LatencyBudget(PruningRule):
                 too_slow = middle
         # the clock is noisy where it is nearest to the budget: what is chosen has met it twice
         kept = self.above(scales, groups, steps[fast_enough])
-        while latency_ms(kept) > self.budget_ms and fast_enough < len(steps) - 1:
-            fast_enough += 1
-            kept = self.above(scales, groups, steps[fast_enough])
+        while latency_ms(kept) > self.budget_ms:
+            timed = _widths(kept)
+            narrower = (self.above(scales, groups, step) for step in steps[fast_enough:])
+            kept = next((each for each in narrower if sum(_widths(each)) < sum(timed)), kept)
+            if _widths(kept) == timed:  # the narrowest, which has met it once
+                break
         return kept
+
+
+def _widths(kept: Kept) -> tuple[int, ...]:
+    return tuple(len(units) for units in kept.values())

@@ -328,6 +328,81 @@ def test_norms_learn_faster_while_condensing(trained, tmp_path):
     assert scales.shape == (8,)
 
 
+@pytest.mark.filterwarnings("ignore:nothing will be pruned")
+def test_norms_learn_as_the_rest_without_a_concentration_term(trained, tmp_path):
+    run = fit_condensed(
+        trained["pairs"], trained["adapter"], tmp_path / "run", SHARE, EACH_BATCH, "--budget.images=8",
+        "--model.concentration_weight=0",
+    )  # fmt: skip
+    assert [group["lr"] for group in weights(run)["optimizer_states"][0]["param_groups"]] == [1e-3, 1e-3]
+
+
+def test_early_stopping_leaves_the_stages_alone(trained, tmp_path):
+    """Its ``images`` are examples, no budget."""
+    run = fit_condensed(
+        trained["pairs"], trained["adapter"], tmp_path / "run", SHARE, "--early_stopping=LossTrackingEarlyStopping",
+        "--early_stopping.images=8", "--early_stopping.window=2", "--early_stopping.threshold=1e-12",
+    )  # fmt: skip
+    assert not load_run(run).is_condensing
+    assert figures(run)["after"]["widths"]["stem.0"] == 4
+
+
+def test_batch_norm_and_constants_are_measured_on_all_concepts(trained, tmp_path, monkeypatch):
+    seen = []
+    batches = ChannelCondensation._training_batches
+
+    def noted(self):
+        for photo, tokens in batches(self):
+            seen.append(tokens.flatten(1))
+            yield photo, tokens
+
+    monkeypatch.setattr(ChannelCondensation, "_training_batches", noted)
+    monkeypatch.setattr("lightning_modules.channel_condensation.MEASURED_PHOTOS", 4)
+    base = fit_base(trained["pairs"], tmp_path / "base")
+    fit_condensed(trained["pairs"], base, tmp_path / "run", SHARE, "--data.concepts=[inverted,sepia]")
+    measured = torch.cat(seen)
+    assert len(measured) % 4 == 0
+    for four in measured.split(4):
+        assert len(four.unique(dim=0)) == 2
+        assert torch.equal(four[0], four[1])
+
+
+def test_what_is_no_number_is_no_teacher(trained, tmp_path, monkeypatch):
+    judged(monkeypatch, 1.0, 1.0, float("nan"))
+    with pytest.raises(ValueError, match=r"validation L1 is nan, nan% worse than its base's"):
+        fit_condensed(trained["pairs"], trained["adapter"], tmp_path / "run", SHARE)
+
+
+def test_a_notch_that_is_no_number_is_stepped_back_from(trained, tmp_path, monkeypatch):
+    states = judged(monkeypatch, 1.0, 1.0, 1.0, 9.0, 1.01, 9.0, float("nan"), 1.01)
+    fit_condensed(trained["pairs"], trained["adapter"], tmp_path / "run", QUALITY.format(0.05), "--budget.images=60")
+    assert load_run(tmp_path / "run").kept == states[0][0]
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_a_run_that_the_clock_ends_makes_no_further_notch(trained, tmp_path, monkeypatch):
+    states = judged(monkeypatch, 1.0, 1.0, 1.0, 9.0, 1.01)
+    judge = ChannelCondensation._judge_notch
+
+    def ended(self, pruning):
+        self.trainer.should_stop = True
+        judge(self, pruning)
+
+    monkeypatch.setattr(ChannelCondensation, "_judge_notch", ended)
+    fit_condensed(trained["pairs"], trained["adapter"], tmp_path / "run", QUALITY.format(0.05), "--budget.images=60")
+    model = load_run(tmp_path / "run")
+    assert model.kept == states[0][0]
+    assert not model.is_settled
+
+
+def test_another_target_is_refused_on_the_way(condensed, trained, tmp_path):
+    run = Path(shutil.copytree(condensed, tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"figures are of LatencyTarget\(.*size=32.*the config says .*size=40"):
+        fit_condensed(
+            trained["pairs"], trained["adapter"], run, SHARE, EACH_BATCH, "--ckpt_path=last", "--model.target.size=40"
+        )
+
+
 def test_two_processes_narrow_alike(tmp_path):
     pairs = make_pair_set(tmp_path / "pairs")
     # its running statistics differ between ranks

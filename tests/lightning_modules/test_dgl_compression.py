@@ -269,6 +269,10 @@ def test_starts_that_do_not_fit(trained, stage_one, tmp_path):
     refused(
         trained, tmp_path, "start .* was trained on inverted, the data hold sepia", start, "--data.concepts=[sepia]"
     )
+    refused(
+        trained, tmp_path, "was trained at 32 px, the data are of 16; train both stages at one size", start,
+        "--data.size=16",
+    )  # fmt: skip
     adapter = fit_adapter(trained["pairs"], trained["base"], tmp_path / "adapter", "--data.concepts=[sepia]")
     refused(trained, tmp_path, "of another architecture", f"--model.start={adapter}", "--data.concepts=[sepia]")
     unfinished = fit_student(trained["pairs"], tmp_path / "unfinished", "--budget.images=12")

@@ -259,6 +259,19 @@ def test_teachers_that_do_not_fit(images, runs, tiny_teacher, trained, tmp_path)
         train(student(**classed, teacher=runs["biggan_teacher"]), tmp_path / "three", labels=True)
 
 
+def test_classes_of_other_names_are_refused(runs, tmp_path):
+    make_image_folder(tmp_path / "others", ("apple", "zebra"), each=12)
+    classed = {
+        "generator": TinyLatentGenerator(classes=2), "discriminator": TinyImageDiscriminator(classes=2),
+    }  # fmt: skip
+    message = (
+        r"was trained with other classes: 0 is .*, where the data have apple, zebra; give folders of the same names"
+    )
+    for role, run in (("teacher", runs["biggan_teacher"]), ("start", runs["biggan_start"])):
+        with pytest.raises(ValueError, match=f"{role} .*{message}"):
+            train(student(**classed, **{role: run}), tmp_path / "others", labels=True)
+
+
 def test_a_teacher_of_other_channels_is_refused(images):
     class Grey(PublicBigGANDiscriminator):
         def load(self):
