@@ -138,8 +138,8 @@ class TrainingAlarm(Callback):
             return
         raise RuntimeError(
             f"{told}; it is kept as {folder / ALARM_FILE}. Lower the learning rates or raise "
-            "model.reconstruction_weight, then go on from the last good checkpoint with --ckpt_path last, or start a new run; --alarm.action "
-            "roll_back does so by itself"
+            "model.reconstruction_weight, then go on from the last good checkpoint with --ckpt_path last, or start a "
+            "new run; --alarm.action roll_back does so by itself"
         )
 
     def _roll_back(self, trainer: Trainer, module: AdversarialModule, file: Path) -> None:

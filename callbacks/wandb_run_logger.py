@@ -2,12 +2,14 @@
 
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.fabric.loggers.logger import DummyExperiment, rank_zero_experiment
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import DummyExperiment
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL import Image
 
@@ -79,6 +81,4 @@ def run_id(run: Path) -> str:
     if noted.is_file():
         found: str = json.loads(noted.read_text())["id"]
         return found
-    import wandb
-
-    return wandb.util.generate_id()
+    return secrets.token_hex(4)

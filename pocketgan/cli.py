@@ -3,6 +3,7 @@
 import functools
 import inspect
 import logging
+import os
 import re
 import sys
 import traceback
@@ -22,6 +23,7 @@ from pocketgan.commands import (
     quickstart,
     select_concepts,
     select_photos,
+    sweep,
 )
 
 LIGHTNING_COMMANDS = {
@@ -158,6 +160,10 @@ def run_lightning(args: list[str] | None) -> None:
 
         def before_instantiate_classes(self) -> None:
             config = self.config[str(self.subcommand)]
+            if self.subcommand == "fit" and os.environ.get("WANDB_SWEEP_ID"):
+                # a sweep's agent runs one command line again and again: a folder for each of its runs
+                root = Path(config.trainer.default_root_dir or ".")
+                config.trainer.default_root_dir = str(root / os.environ["WANDB_RUN_ID"])
             if self.subcommand in {"validate", "test"} and config.ckpt_path is None:
                 # otherwise Lightning would measure weights that no training has touched
                 config.ckpt_path = str(Path(config.trainer.default_root_dir or ".") / "checkpoints" / "last.ckpt")
@@ -227,6 +233,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "pairs inspect": pairs_inspect,
     "select concepts": select_concepts,
     "select photos": select_photos,
+    "sweep": sweep,
 }
 
 

@@ -364,6 +364,39 @@ def config(*, from_run: str, out: Path | None = None) -> None:
     print(f"written to {out}; `pocketgan fit -c {out} --trainer.default_root_dir NEW` trains it again")
 
 
+def sweep(
+    file: Path,
+    local: bool = False,
+    trials: int | None = None,
+    jobs: int = 1,
+    out: Path | None = None,
+    project: str = "pocketgan",
+    entity: str | None = None,
+) -> None:
+    """Run a sweep's file: at Weights & Biases with an agent here, or with --local on this machine with no account.
+
+    Args:
+        file: The sweep, such as configs/sweeps/base_gan.yaml.
+        local: Choose values by Optuna; started again it goes on.
+        trials: Trials in all, the file's run_cap or its whole grid if not given; of the agent here: runs that it makes.
+        jobs: Local trials at a time; each has a GPU of its own where there are some.
+        out: Folder for local trials, their table and plot; runs/sweeps/NAME_OF_THE_FILE if not given.
+        project: At Weights & Biases.
+        entity: Its user or team; the account's own if not given.
+    """
+    from pocketgan.cli import main
+    from pocketgan.local_sweep import run_local_sweep
+    from pocketgan.sweep import check_sweep, read_sweep
+    from pocketgan.wandb_sweep import run_wandb_sweep
+
+    read = read_sweep(file)
+    check_sweep(read, main)
+    if local:
+        run_local_sweep(read, out or Path("runs/sweeps") / file.stem, trials, jobs)
+    else:
+        run_wandb_sweep(read, project, entity, trials)
+
+
 def pairs_import(
     source: Path,
     *,
