@@ -1,5 +1,7 @@
 """A progress bar that knows the budget."""
 
+from typing import Any
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from rich.progress import TaskID
@@ -29,5 +31,6 @@ class ImageProgressBar(RichProgressBar):
 
     def _update(self, progress_bar_id: TaskID | None, current: int, visible: bool = True, hard: bool = False) -> None:
         if self._budget_images and progress_bar_id is not None and progress_bar_id == self.train_progress_bar_id:
-            current = min(self.trainer.lightning_module.images_seen, self._budget_images)  # type: ignore[assignment]
+            seen: Any = self.trainer.lightning_module.images_seen
+            current = min(seen, self._budget_images)
         super()._update(progress_bar_id, current, visible, hard)

@@ -72,7 +72,7 @@ class RunLoggers:
         if self.wandb == "online":
             import wandb
 
-            if not wandb.login(prompt=False):  # type: ignore[call-arg]
+            if not wandb.login(prompt=False):
                 raise ValueError(
                     "--logging.wandb online finds no key of Weights & Biases: run `wandb login`, set WANDB_API_KEY, or "
                     "log without an account by --logging.wandb offline and `wandb sync` later"

@@ -147,7 +147,7 @@ class TrainingAlarm(Callback):
         module.load_state_dict(state["state_dict"])
         for optimizer, kept in zip(trainer.optimizers, state["optimizer_states"], strict=True):
             # a decay multiplies initial_lr; both come from the groups as they are, lowered by every roll back so far
-            rates = [
+            rates: list[dict[str, Any]] = [
                 {name: group[name] * self.rate_factor for name in ("lr", "initial_lr") if name in group}
                 for group in optimizer.param_groups
             ]

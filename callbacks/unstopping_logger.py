@@ -26,13 +26,15 @@ class UnstoppingLogger(Logger):
                 )
             return None
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
         """Log, or warn."""
-        self._attempt("log_metrics", lambda: super(UnstoppingLogger, self).log_metrics(metrics, step))
+        parent: Any = super()
+        self._attempt("log_metrics", functools.partial(parent.log_metrics, *args, **kwargs))
 
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Log, or warn."""
-        self._attempt("log_hyperparams", lambda: super(UnstoppingLogger, self).log_hyperparams(params, *args, **kwargs))
+        parent: Any = super()
+        self._attempt("log_hyperparams", functools.partial(parent.log_hyperparams, *args, **kwargs))
 
     def save(self) -> None:
         """Save, or warn."""

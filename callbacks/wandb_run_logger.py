@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.loggers.logger import DummyExperiment
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL import Image
 
@@ -32,7 +31,8 @@ class WandbRunLogger(UnstoppingLogger, WandbLogger):
     def __init__(self, run: Path, mode: Literal["offline", "online"], settings: dict[str, Any]) -> None:
         self.mode = mode
         # rank 0 reads or makes the id: `experiment` is its alone
-        super().__init__(save_dir=run, mode=mode, id=run_id(run) if rank_zero_only.rank == 0 else None, **settings)
+        own_id = run_id(run) if getattr(rank_zero_only, "rank", 0) == 0 else None
+        super().__init__(save_dir=run, mode=mode, id=own_id, **settings)
 
     @property
     @rank_zero_experiment
@@ -41,22 +41,28 @@ class WandbRunLogger(UnstoppingLogger, WandbLogger):
         if self._experiment is None:
             folder = Path(str(self.save_dir))
             folder.mkdir(parents=True, exist_ok=True)
-            begun = self._attempt(f"start {self.mode}", self._begin)
-            if begun is None and self.mode == "online":
-                self._wandb_init["mode"] = self.mode = "offline"
-                begun = self._attempt(f"start {self.mode}", self._begin)
+            modes = ("online", "offline", "disabled")
+            for mode in modes[modes.index(self.mode) :]:
+                self._wandb_init["mode"] = mode
+                begun = self._attempt(f"start {mode}", self._begin)
+                if begun is not None:
+                    break
+            if mode == "offline" != self.mode:
                 rank_zero_warn(f"logging offline into {folder}/wandb; send it later with `wandb sync {folder}/wandb/*`")
-            if begun is None:
-                self._experiment = DummyExperiment()  # type: ignore[assignment]
-            else:
-                self._note(folder, begun)
+            if begun is not None and mode != "disabled":
+                self._note(folder, begun, mode)
         return self._experiment
 
     def _begin(self) -> Any:
-        return super().experiment
+        run = super().experiment
+        # curves over images seen, the clock of everything here
+        run.define_metric("images")
+        run.define_metric("*", step_metric="images")
+        return run
 
-    def _note(self, folder: Path, run: Any) -> None:
-        noted = {"id": run.id, "project": run.project, "entity": run.entity or None, "mode": self.mode}
+    @staticmethod
+    def _note(folder: Path, run: Any, mode: str) -> None:
+        noted = {"id": run.id, "project": run.project, "entity": run.entity or None, "mode": mode}
         write_whole(folder / WANDB_FILE, json.dumps(noted, indent=2).encode())
 
     def finalize(self, status: str) -> None:

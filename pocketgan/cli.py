@@ -95,10 +95,10 @@ def run_lightning(args: list[str] | None) -> None:
     """Hand ``fit``, ``validate``, ``test`` and ``predict`` to LightningCLI."""
     import torch
     from jsonargparse import Namespace, dict_to_namespace, set_parsing_settings
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning.pytorch import LightningDataModule, LightningModule
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-    from lightning.pytorch.plugins.environments import SLURMEnvironment
 
     # short class names in YAMLs are found among imported classes
     import datamodules  # noqa: F401

@@ -53,6 +53,8 @@ def run_local_sweep(sweep: Sweep, out: Path, trials: int | None, jobs: int, seed
         raise ValueError(f"jobs is {jobs}, trials {trials}; give 1 or more")
     try:
         import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
     except ImportError as error:
         raise ImportError("a local sweep needs Optuna: `pip install 'pocketgan[sweep]'`") from error
     out.mkdir(parents=True, exist_ok=True)
@@ -64,7 +66,7 @@ def run_local_sweep(sweep: Sweep, out: Path, trials: int | None, jobs: int, seed
     try:
         _claim(sweep, out)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(out / JOURNAL_FILE)))
+        storage = JournalStorage(JournalFileBackend(str(out / JOURNAL_FILE)))
         study = optuna.create_study(
             storage=storage,
             study_name="sweep",
