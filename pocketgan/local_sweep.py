@@ -1,6 +1,7 @@
 """A sweep on this machine, with no account: the same file, tried by Optuna."""
 
 import csv
+import functools
 import os
 import queue
 import signal
@@ -67,15 +68,12 @@ def run_local_sweep(sweep: Sweep, out: Path, trials: int | None, jobs: int, seed
         _claim(sweep, out)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = JournalStorage(JournalFileBackend(str(out / JOURNAL_FILE)))
-        study = optuna.create_study(
-            storage=storage,
-            study_name="sweep",
-            load_if_exists=True,
-            direction=sweep.goal,
-            sampler=_sampler(sweep, seed),
-            pruner=_pruner(sweep),
+        begun = functools.partial(
+            optuna.create_study, storage=storage, study_name="sweep", load_if_exists=True, direction=sweep.goal
         )
-        _take_up_broken_off(study)
+        # a sampler of grids looks at what is told and would end a study that does not run
+        _take_up_broken_off(begun())
+        study = begun(sampler=_sampler(sweep, seed), pruner=_pruner(sweep))
         wanted = trials or sweep.run_cap or (sweep.grid_size if sweep.method == "grid" else None) or DEFAULT_TRIALS
         if sweep.method == "grid" and sweep.grid_size is not None:
             wanted = min(wanted, sweep.grid_size)

@@ -194,6 +194,5 @@ def _check_line(sweep: Sweep, command: Callable[[list[str]], None], name: str, v
             command([*sweep.words(values), "--print_config"])
     except SystemExit as left:
         if left.code:
-            reason = said.getvalue().strip().splitlines()
-            told = next((line for line in reversed(reason) if "error" in line.lower()), reason[-1] if reason else "")
-            raise ValueError(f"{sweep.file}: {name} = {values[name]} is refused: {told}") from left
+            told = " ".join(said.getvalue().rpartition("error:")[2].split())
+            raise ValueError(f"{sweep.file}: {name} = {values[name]} is refused: {told[:500]}") from left
