@@ -4,6 +4,7 @@ from callbacks.adapter_writer import AdapterWriter
 from callbacks.clip_score_early_stopping import ClipScoreEarlyStopping
 from callbacks.compression_table import CompressionTable
 from callbacks.diffusion_adapter_writer import DiffusionAdapterWriter
+from callbacks.fit_estimate import FitEstimate
 from callbacks.image_budget import ImageBudget
 from callbacks.image_progress_bar import ImageProgressBar
 from callbacks.image_quality import ImageQuality
@@ -31,6 +32,7 @@ __all__ = [
     "ClipScoreEarlyStopping",
     "CompressionTable",
     "DiffusionAdapterWriter",
+    "FitEstimate",
     "ImageBudget",
     "ImageProgressBar",
     "ImageQuality",

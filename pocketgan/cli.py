@@ -33,7 +33,10 @@ LIGHTNING_COMMANDS = {
     "predict": "Let a teacher edit photos and write them as a pair set.",
 }
 
-DRY_RUNS = {"predict": "Say how many pairs, megabytes and hours it would take, by a timed sample; write nothing."}
+DRY_RUNS = {
+    "fit": "Say what the training would take, by a timed sample of it; write nothing.",
+    "predict": "Say how many pairs, megabytes and hours it would take, by a timed sample; write nothing.",
+}
 
 
 def _ignore_upstream_warnings() -> None:
@@ -109,6 +112,7 @@ def run_lightning(args: list[str] | None) -> None:
     import pocketgan.teachers  # noqa: F401
     from callbacks import (
         ClipScoreEarlyStopping,
+        FitEstimate,
         ImageBudget,
         ImageQuality,
         LossTrackingEarlyStopping,
@@ -199,7 +203,11 @@ def run_lightning(args: list[str] | None) -> None:
             # Lightning refuses the YAMLs' bar beside enable_progress_bar=false
             refused = ProgressBar if trainer.enable_progress_bar is False else ()
             callbacks = [each for each in [*callbacks, early_stopping] if each and not isinstance(each, refused)]
-            if self._get(self.config_init, "dry_run"):
+            dry_run = self._get(self.config_init, "dry_run")
+            if dry_run and self.subcommand == "fit":
+                # the YAML's own callbacks search, write and prune
+                kwargs["logger"], self.save_config_callback, callbacks = False, None, [FitEstimate()]
+            elif dry_run:
                 kwargs |= {"logger": False, "limit_predict_batches": SAMPLE_BATCHES}
                 callbacks = [PairEstimate.of(each) if isinstance(each, PairWriter) else each for each in callbacks]
             kwargs["callbacks"] = callbacks
