@@ -19,6 +19,7 @@ from callbacks.progressive_sparsity import ProgressiveSparsity
 from callbacks.random_state import RandomState
 from callbacks.rank_search import RankSearch
 from callbacks.requeue import Requeue
+from callbacks.run_artifacts import RunArtifacts
 from callbacks.run_loggers import RunLoggers
 from callbacks.sample_grid import SampleGrid
 from callbacks.save_run_config import SaveRunConfig
@@ -47,6 +48,7 @@ __all__ = [
     "RandomState",
     "RankSearch",
     "Requeue",
+    "RunArtifacts",
     "RunLoggers",
     "SampleGrid",
     "SaveRunConfig",

@@ -26,7 +26,20 @@ class FitEstimate(Callback):
 
     def __init__(self) -> None:
         self._batches = 0
-        self._begun = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose how many batches to time: no more than the budget has."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        batch_images = data.batch_size // getattr(pl_module, "discriminator_steps", 1)
+        whole = -(-_budget(trainer) // batch_images)
+        self._warm_up = min(WARM_UP_BATCHES, whole - 1)
+        self._last = min(self._warm_up + TIMED_BATCHES, whole)
+        self._mark(pl_module)
+
+    def _mark(self, module: LightningModule) -> None:
+        if module.device.type == "cuda":
+            torch.cuda.synchronize()
+        self._begun, self._images = time.perf_counter(), getattr(module, "images_seen", 0)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Count, and end.
@@ -35,17 +48,15 @@ class FitEstimate(Callback):
             SystemExit: With 0, once enough batches are timed.
         """
         self._batches += 1
-        if self._batches not in {WARM_UP_BATCHES, WARM_UP_BATCHES + TIMED_BATCHES}:
+        if self._batches == self._warm_up:
+            self._mark(pl_module)
+        if self._batches < self._last:
             return
-        if trainer.strategy.root_device.type == "cuda":
-            torch.cuda.synchronize()
-        if self._batches == WARM_UP_BATCHES:
-            self._begun, self._images = time.perf_counter(), getattr(pl_module, "images_seen", 0)
-            return
-        seconds = time.perf_counter() - self._begun
+        begun, images = self._begun, self._images
+        self._mark(pl_module)
         size = self._checkpoint_bytes(trainer)
         if trainer.is_global_zero:
-            self._tell(trainer, pl_module, seconds, size)
+            self._tell(trainer, pl_module, (self._images - images) / (self._begun - begun), size)
         raise SystemExit(0)
 
     @staticmethod
@@ -55,7 +66,7 @@ class FitEstimate(Callback):
             trainer.save_checkpoint(file)
             return file.stat().st_size if trainer.is_global_zero else 0
 
-    def _tell(self, trainer: Trainer, module: LightningModule, seconds: float, checkpoint_bytes: int) -> None:
+    def _tell(self, trainer: Trainer, module: LightningModule, speed: float, checkpoint_bytes: int) -> None:
         for name, part in module.named_children():
             count = sum(weight.numel() for weight in part.parameters())
             trained = sum(weight.numel() for weight in part.parameters() if weight.requires_grad)
@@ -68,20 +79,21 @@ class FitEstimate(Callback):
             say(f"memory: {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB of the GPU in a step")
         else:
             say(f"memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB of this process")
-        images = getattr(module, "images_seen", 0) - self._images
-        if images:
-            speed = images / seconds
-            budget = next(each.images for each in trainer.callbacks if isinstance(each, ImageBudget))  # type: ignore[attr-defined]
+        batch_size, timed = trainer.datamodule.batch_size, self._last - self._warm_up  # type: ignore[attr-defined]
+        say(f"images: {_budget(trainer):,} in batches of {batch_size} on {trainer.world_size} processes")
+        if speed:
+            seconds = _budget(trainer) / speed
             say(
-                f"images: {budget:,} in batches of {trainer.datamodule.batch_size} on {trainer.world_size} processes"  # type: ignore[attr-defined]
-            )
-            say(
-                f"time: {budget / speed:,.0f} s ({budget / speed / 3600:.2f} h) of training steps, {speed:.1f} images "
-                f"a second over {TIMED_BATCHES} batches; validations come on top"
+                f"time: {seconds:,.0f} s ({seconds / 3600:.2f} h) of training steps, {speed:.1f} images a second over "
+                f"{timed} batches; validations come on top"
             )
         folder = Path(trainer.default_root_dir)
         say(f"{folder} would get config.yaml, environment.json, metrics.csv, samples/, and checkpoints/ of")
         say(f"{checkpoint_bytes / 2**20:.1f} MiB each; nothing was written")
+
+
+def _budget(trainer: Trainer) -> int:
+    return next(each.images for each in trainer.callbacks if isinstance(each, ImageBudget))  # type: ignore[attr-defined]
 
 
 def _generator_macs(trainer: Trainer, module: LightningModule) -> int | None:

@@ -99,6 +99,7 @@ class SaveRunConfig(SaveConfigCallback):
             return
         config = self.config.clone()
         config.ckpt_path = None  # where this start came from, not what the run is
+        config.pop("dry_run", None)  # which other commands do not know
         dumped = self.parser.dump(config, skip_none=False)
         write_into_run(trainer, self.config_filename, dumped)
         pairs = getattr(trainer.datamodule, "set_hash", None)  # type: ignore[attr-defined]

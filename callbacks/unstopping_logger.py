@@ -14,7 +14,16 @@ class UnstoppingLogger(Logger):
 
     _failed: frozenset[str] = frozenset()
 
-    def _attempt(self, name: str, call: Callable[[], Any]) -> Any:
+    def attempt(self, name: str, call: Callable[[], Any]) -> Any:
+        """Make a call of the logger's.
+
+        Args:
+            name: What it is, for the warning, which comes once.
+            call: Made at once.
+
+        Returns:
+            What it returns; None where it raised.
+        """
         try:
             return call()
         except Exception as error:  # whatever a service, a disk or a socket raises
@@ -29,24 +38,24 @@ class UnstoppingLogger(Logger):
     def log_metrics(self, *args: Any, **kwargs: Any) -> None:
         """Log, or warn."""
         parent: Any = super()
-        self._attempt("log_metrics", functools.partial(parent.log_metrics, *args, **kwargs))
+        self.attempt("log_metrics", functools.partial(parent.log_metrics, *args, **kwargs))
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Log, or warn."""
         parent: Any = super()
-        self._attempt("log_hyperparams", functools.partial(parent.log_hyperparams, *args, **kwargs))
+        self.attempt("log_hyperparams", functools.partial(parent.log_hyperparams, *args, **kwargs))
 
     def save(self) -> None:
         """Save, or warn."""
-        self._attempt("save", super().save)
+        self.attempt("save", super().save)
 
     def finalize(self, status: str) -> None:
         """Close, or warn."""
-        self._attempt("finalize", functools.partial(super().finalize, status))
+        self.attempt("finalize", functools.partial(super().finalize, status))
 
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
         """Look at a checkpoint, or warn."""
-        self._attempt("after_save_checkpoint", functools.partial(super().after_save_checkpoint, checkpoint_callback))
+        self.attempt("after_save_checkpoint", functools.partial(super().after_save_checkpoint, checkpoint_callback))
 
     @rank_zero_only
     def log_pictures(self, key: str, pictures: Mapping[str, Image.Image], images: int) -> None:
@@ -57,7 +66,7 @@ class UnstoppingLogger(Logger):
             pictures: PIL images by caption.
             images: Images seen.
         """
-        self._attempt("log_pictures", lambda: self._log_pictures(key, pictures, images))
+        self.attempt("log_pictures", lambda: self._log_pictures(key, pictures, images))
 
     def _log_pictures(self, key: str, pictures: Mapping[str, Image.Image], images: int) -> None:
         """Log pictures; a logger that shows none has nothing to do."""

@@ -44,7 +44,7 @@ class WandbRunLogger(UnstoppingLogger, WandbLogger):
             modes = ("online", "offline", "disabled")
             for mode in modes[modes.index(self.mode) :]:
                 self._wandb_init["mode"] = mode
-                begun = self._attempt(f"start {mode}", self._begin)
+                begun = self.attempt(f"start {mode}", self._begin)
                 if begun is not None:
                     break
             if mode == "offline" != self.mode:
@@ -69,7 +69,7 @@ class WandbRunLogger(UnstoppingLogger, WandbLogger):
         """End the run, so that another may begin in this process; a later start of the folder goes on with it."""
         super().finalize(status)
         if self._experiment is not None:
-            self._attempt("finish", self._experiment.finish)
+            self.attempt("finish", self._experiment.finish)
             self._experiment = None
 
     def _log_pictures(self, key: str, pictures: Mapping[str, Image.Image], images: int) -> None:

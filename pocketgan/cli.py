@@ -120,6 +120,7 @@ def run_lightning(args: list[str] | None) -> None:
         PairWriter,
         RandomState,
         Requeue,
+        RunArtifacts,
         RunLoggers,
         SampleGrid,
         SaveRunConfig,
@@ -188,11 +189,13 @@ def run_lightning(args: list[str] | None) -> None:
 
         def instantiate_trainer(self, **kwargs: Any) -> Any:
             trainer = self._get(self.config_init, "trainer")
+            artifacts: list[Any] = []
             if self.subcommand != "predict" and trainer.logger is not False:
                 given = [] if trainer.logger is None or trainer.logger is True else trainer.logger
                 others = given if isinstance(given, list) else [given]
                 logging = self._get(self.config_init, "logging")
                 logging.check()
+                artifacts = [RunArtifacts()] if logging.artifacts and self.subcommand == "fit" else []
                 kwargs["logger"] = [*logging.loggers(Path(trainer.default_root_dir or ".")), *others]
             if SLURMEnvironment.detect():
                 # Requeue saves between two batches, Lightning's own handler anywhere in a step
@@ -202,11 +205,14 @@ def run_lightning(args: list[str] | None) -> None:
             early_stopping = self._get(self.config_init, "early_stopping")
             # Lightning refuses the YAMLs' bar beside enable_progress_bar=false
             refused = ProgressBar if trainer.enable_progress_bar is False else ()
-            callbacks = [each for each in [*callbacks, early_stopping] if each and not isinstance(each, refused)]
+            callbacks = [
+                each for each in [*callbacks, early_stopping, *artifacts] if each and not isinstance(each, refused)
+            ]
             dry_run = self._get(self.config_init, "dry_run")
             if dry_run and self.subcommand == "fit":
                 # the YAML's own callbacks search, write and prune
-                kwargs["logger"], self.save_config_callback, callbacks = False, None, [FitEstimate()]
+                kwargs |= {"logger": False, "limit_val_batches": 0}
+                self.save_config_callback, callbacks = None, [FitEstimate()]
             elif dry_run:
                 kwargs |= {"logger": False, "limit_predict_batches": SAMPLE_BATCHES}
                 callbacks = [PairEstimate.of(each) if isinstance(each, PairWriter) else each for each in callbacks]

@@ -45,6 +45,7 @@ def export(
     from lightning_modules import load_run, trained_data_of
     from pocketgan.exporters import OnnxExporter, compare, measure_latency
     from pocketgan.files import write_whole
+    from pocketgan.wandb_export import record_export
 
     model = load_run(run)
     concept = _chosen(concept, model.concepts, run)
@@ -75,6 +76,7 @@ def export(
     if difference.max_difference == 0:
         figures["psnr_db"] = None  # infinite, which JSON lacks
     write_whole(file.with_suffix(".json"), json.dumps(figures, indent=2).encode())
+    record_export(run, file)
     print(
         f"{file}: {figures['bytes'] / 1024:.0f} KiB; against PyTorch on {len(real)} real photos: largest "
         f"difference {difference.max_difference:.1e}, {difference.psnr_db:.1f} dB; {size} px on {threads} threads: "

@@ -1,11 +1,14 @@
 """Where figures go, and that they stop nothing."""
 
 import json
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
-from tiny import fit_base
+from tiny import fit_adapter, fit_base
 
 from callbacks import MetricsCSV, RunLoggers, WandbRunLogger
 from callbacks.wandb_run_logger import run_id
@@ -137,3 +140,55 @@ def test_what_is_no_run(tmp_path):
         main(["config", f"--from-run={tmp_path}"])
     with pytest.raises(SystemExit, match="is neither a run folder"):
         main(["config", "--from-run=nothing"])
+
+
+class Recorded:
+    """A run of Weights & Biases that notes its artifacts."""
+
+    def __init__(self, offline):
+        self.id, self.offline, self.used, self.made = "me", offline, [], []
+
+    def use_artifact(self, artifact):
+        self.used.append(getattr(artifact, "name", artifact))
+
+    def log_artifact(self, artifact):
+        self.made.append((artifact.name, artifact.type, artifact.metadata, sorted(artifact.manifest.entries)))
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_artifacts_say_what_was_made_of_what(trained, tmp_path, monkeypatch, offline):
+    run, base = Recorded(offline), Path(shutil.copytree(trained["base"], tmp_path / "base"))
+    noted = {"id": "its-base", "project": "pocketgan", "entity": "team", "mode": "online"}
+    (base / "wandb.json").write_text(json.dumps(noted))
+    monkeypatch.setattr(WandbRunLogger, "_begin", lambda self: run)
+    monkeypatch.setattr(WandbRunLogger, "_note", lambda *_: None)
+    for name in ("log_metrics", "log_hyperparams", "log_pictures", "finalize"):
+        monkeypatch.setattr(WandbRunLogger, name, lambda *_, **__: None)
+    fit_adapter(
+        trained["pairs"], base, tmp_path / "run", "--data.concepts=[sepia]", "--logging.wandb=offline",
+        '--trainer.callbacks=[{"class_path": "AdapterWriter"}]',
+    )  # fmt: skip
+    pairs = next(name for name in [*run.used, *(made[0] for made in run.made)] if name.startswith("pairs-"))
+    *_, (name, kind, metadata, files) = run.made
+    assert (name, kind) == ("run-me", "adapter")
+    assert metadata == {"made_from": [pairs, "run-its-base"], "images": 24}
+    assert {"config.yaml", "adapter/adapter_model.safetensors"} <= set(files)
+    assert run.used == ([] if offline else [pairs, "team/pocketgan/run-its-base:latest"])
+
+
+def test_an_export_is_recorded_where_its_run_is(trained, tmp_path, monkeypatch):
+    begun = []
+
+    def init(**settings):
+        begun.append(settings["id"])
+        raise OSError("no network")
+
+    monkeypatch.setattr("wandb.init", init)
+    run = Path(shutil.copytree(trained["base"], tmp_path / "run"))
+    for mode, message in (("offline", None), ("online", "not recorded at Weights & Biases: no network")):
+        noted = {"id": "me", "project": "pocketgan", "entity": None, "mode": mode}
+        (run / "wandb.json").write_text(json.dumps(noted))
+        with pytest.warns(UserWarning, match=message) if message else nullcontext():
+            main(["export", str(run), f"--out={tmp_path / mode}", "--concept=inverted"])
+        assert (tmp_path / mode / "inverted.onnx").is_file()
+    assert begun == ["me"]
