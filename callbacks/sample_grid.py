@@ -1,16 +1,18 @@
 """Pictures of a training as it goes on."""
 
+import json
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from callbacks.unstopping_logger import UnstoppingLogger
 from lightning_modules import AdversarialModule
 from pocketgan.images import to_image
-from pocketgan.report import comparison_sheet
+from pocketgan.report import comparison_sheet, sheet_boxes
 
 CELL = 192
 
@@ -39,10 +41,15 @@ class SampleGrid(Callback):
         if not (fitting and self.pictures and trainer.is_global_zero and isinstance(pl_module, AdversarialModule)):
             return
         columns = self._columns(trainer, pl_module)
-        sheet = comparison_sheet(columns, min(CELL, next(iter(columns.values()))[0].width))
+        first = next(iter(columns.values()))
+        side = min(CELL, first[0].width)
+        sheet = comparison_sheet(columns, side)
+        layout = {"columns": list(columns), "boxes": sheet_boxes(len(first), len(columns), side)}
+        information = PngInfo()
+        information.add_text("layout", json.dumps(layout))
         folder = Path(trainer.default_root_dir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
-        sheet.save(folder / f"images_{pl_module.images_seen:08d}.png")
+        sheet.save(folder / f"images_{pl_module.images_seen:08d}.png", pnginfo=information)
         for logger in trainer.loggers:
             if isinstance(logger, UnstoppingLogger):
                 logger.log_pictures("samples", {" | ".join(columns): sheet}, pl_module.images_seen)

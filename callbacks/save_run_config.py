@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -15,6 +14,7 @@ from callbacks.trainer_state import write_into_run
 from lightning_modules import PairedGAN, UnpairedGAN
 from pocketgan.environment import describe_environment
 from pocketgan.run_folder import ENVIRONMENT_FILE
+from pocketgan.run_report import flat
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -61,8 +61,8 @@ class SaveRunConfig(SaveConfigCallback):
         return True
 
     def _tell_differences(self, folder: Path) -> None:
-        before = _flat(yaml.safe_load((folder / self.config_filename).read_text()))
-        now = _flat(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+        before = flat(yaml.safe_load((folder / self.config_filename).read_text()))
+        now = flat(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
         changed = [
             f"{key}: {before.get(key, 'not there')} -> {now.get(key, 'not there')}"
             for key in dict.fromkeys((*before, *now))
@@ -120,14 +120,3 @@ class SaveRunConfig(SaveConfigCallback):
                 use += f", use it with `pocketgan edit PHOTOS --model {folder}{concept} --out edited`"
             use += "." if use else ""
             say(f"{folder} is trained on {images} images.{use}")
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Values of a nested config by their paths."""
-    if not isinstance(config, dict) or not config:
-        return {prefix: config}
-    return {
-        key: value
-        for name, inner in config.items()
-        for key, value in _flat(inner, f"{prefix}.{name}".strip(".")).items()
-    }

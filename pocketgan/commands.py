@@ -366,6 +366,19 @@ def config(*, from_run: str, out: Path | None = None) -> None:
     print(f"written to {out}; `pocketgan fit -c {out} --trainer.default_root_dir NEW` trains it again")
 
 
+def report(runs: list[Path], out: Path = Path("report.html")) -> None:
+    """Write one page about runs, side by side: pictures before and after, curves, ranks, sizes, latency, config.
+
+    Args:
+        runs: Run folders.
+        out: HTML file to write; an existing one is replaced.
+    """
+    from pocketgan.run_report import write_run_report
+
+    write_run_report(runs, out)
+    print(f"{out}: {out.stat().st_size / 1024:.0f} KiB, open it in a browser; it needs no other file")
+
+
 def sweep(
     file: Path,
     local: bool = False,
