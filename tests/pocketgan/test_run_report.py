@@ -63,7 +63,7 @@ def test_pictures_curves_tables_config_and_environment(page, trained):
         assert words in parsed.text
     record = read_run(trained["base"])
     assert [images for images, _ in record.curves["val/reconstruction"]] == [12, 24]
-    assert list(record.curves)[0].startswith("val/")
+    assert next(iter(record.curves)).startswith("val/")
 
 
 def test_a_curve_is_drawn_to_scale():
