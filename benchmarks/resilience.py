@@ -109,10 +109,10 @@ class Benchmark:
         ]
         return (
             "# Does a killed training end as if it had never been killed?\n\n"
-            f"`kill -9` of the whole process group at a moment drawn evenly over the command's length (seed {seed}), "
-            "then the same command line once more. All weights of all runs' last checkpoints are compared bit for bit with "
-            f"those of a run that was left alone. 64 px, width 16, {IMAGES} images, a checkpoint every {EVERY} batches, 1 "
-            f"thread. Commit {commit()}.\n\n{command_block(__doc__)}\n\n"
+            "`kill -9` of the whole process group at a moment drawn evenly over the command's length "
+            f"(seed {seed}), then the same command line once more. All weights of all last checkpoints are compared bit "
+            f"for bit with those of a run that was left alone. 64 px, width 16, {IMAGES} images, a checkpoint every "
+            f"{EVERY} batches, 1 thread. Commit {commit()}.\n\n{command_block(__doc__)}\n\n"
             "| command | seconds left alone | killed | equal to the last bit |\n|---|---|---|---|\n" + "\n".join(rows)
         )
 

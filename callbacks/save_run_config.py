@@ -1,5 +1,6 @@
 """What every run leaves in its folder beside its figures: config.yaml and environment.json."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -90,8 +91,14 @@ class SaveRunConfig(SaveConfigCallback):
         self._release()
 
     def _release(self) -> None:
-        if hasattr(self, "_lock"):
-            self._lock.release()
+        if not hasattr(self, "_lock"):
+            return
+        file = Path(self._lock.lock_file)
+        if not (file.parent / self.config_filename).exists():  # refused before it began: nothing stays behind
+            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.parent.rmdir()
+        self._lock.release()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Save the config; a checkpoint that does not fit it was refused by now."""
