@@ -145,7 +145,7 @@ class Benchmark:
             "# What 33, 20 and 10 milliseconds buy\n",
             f"{SIZE} px, batch 1, ONNX Runtime, {THREADS} threads, one run: median over {turns} turns of the median of "
             f"30 runs. {CONCEPT}, seed 0, 768 photos: a network of width 32 with batch norm on {WIDE_IMAGES:,} images, "
-            f"trained on for {MORE_IMAGES}, pruned to the budget in multiples of {self.multiple} channels, fine-tuned "
+            f"trained on for {MORE_IMAGES:,}, pruned to the budget in multiples of {self.multiple} channels, tuned "
             f"on {FINE_TUNE_IMAGES:,} with the wide one as teacher; the wide one is trained on for as many. The "
             f"narrowest network of that multiple takes {least:.1f} ms: smaller budgets are left out. "
             f"N = {images:.0f} test photos. Public "

@@ -160,7 +160,7 @@ def test_artifacts_say_what_was_made_of_what(trained, tmp_path, monkeypatch, off
     run, base = Recorded(offline), Path(shutil.copytree(trained["base"], tmp_path / "base"))
     noted = {"id": "its-base", "project": "pocketgan", "entity": "team", "mode": "online"}
     (base / "wandb.json").write_text(json.dumps(noted))
-    monkeypatch.setattr(WandbRunLogger, "_begin", lambda self: run)
+    monkeypatch.setattr(WandbRunLogger, "_begin", lambda self: setattr(self, "_experiment", run) or run)
     monkeypatch.setattr(WandbRunLogger, "_note", lambda *_: None)
     for name in ("log_metrics", "log_hyperparams", "log_pictures", "finalize"):
         monkeypatch.setattr(WandbRunLogger, name, lambda *_, **__: None)
