@@ -80,7 +80,8 @@ def page(pairs: Path, size: int, repetitions: int) -> str:
         "# What do the callbacks and loggers of every run cost?\n\n"
         f"configs/base_gan/small.yaml at {size} px, {IMAGES:,} images in batches of 4, a validation every 350 "
         f"batches and at the end; the fit's loop with validations, {repetitions} repetitions, arms in turn, "
-        f"differences to the first of the same turn: mean ± standard deviation. Commit {commit()}.\n\n{command_block(__doc__)}\n\n"
+        f"differences to the first of the same turn: mean ± standard deviation. Commit {commit()}.\n\n"
+        f"{command_block(__doc__)}\n\n"
         "| callbacks and loggers | seconds, median | more |\n|---|---|---|\n" + "\n".join(rows)
     )
 

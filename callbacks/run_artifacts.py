@@ -7,8 +7,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.wandb_run_logger import WandbRunLogger
+from lightning_modules.run_state import read_config
 from pocketgan.pair_set import MANIFEST_FILE_NAME
 from pocketgan.run_folder import WANDB_FILE
+
+RUN_ROLES = ("base", "teacher", "start")  # arguments of modules that name other runs
 
 
 class RunArtifacts(Callback):
@@ -35,9 +38,11 @@ class RunArtifacts(Callback):
         if pairs is not None:
             made_from.append(pairs.name)
             (run.log_artifact if run.offline else run.use_artifact)(pairs)
-        base = getattr(module, "base", None)
-        noted = Path(base) / WANDB_FILE if isinstance(base, str | Path) else None
-        if noted is not None and noted.is_file():
+        arguments = read_config(folder)["model"]["init_args"]
+        for other in filter(None, (arguments.get(role) for role in RUN_ROLES)):
+            noted = Path(other) / WANDB_FILE
+            if not noted.is_file():
+                continue
             found = json.loads(noted.read_text())
             made_from.append(result_name(found["id"]))
             if not run.offline and found["mode"] == "online":

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from torch.utils.data import DataLoader, Subset
 
 from callbacks.unstopping_logger import UnstoppingLogger
 from lightning_modules import AdversarialModule
@@ -24,7 +26,7 @@ class SampleGrid(Callback):
     that are no GANs are left alone. It draws no random numbers of the training's.
 
     Args:
-        pictures: Rows, from the start of the validation split; 0 makes none.
+        pictures: Rows, evenly over the validation split; 0 makes none.
 
     Raises:
         ValueError: Fewer than none.
@@ -41,6 +43,8 @@ class SampleGrid(Callback):
         if not (fitting and self.pictures and trainer.is_global_zero and isinstance(pl_module, AdversarialModule)):
             return
         columns = self._columns(trainer, pl_module)
+        if not columns:
+            return
         first = next(iter(columns.values()))
         side = min(CELL, first[0].width)
         sheet = comparison_sheet(columns, side)
@@ -56,12 +60,18 @@ class SampleGrid(Callback):
 
     @torch.no_grad()
     def _columns(self, trainer: Trainer, module: AdversarialModule) -> dict[str, list[Image.Image]]:
+        loader: DataLoader[Any] = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        count = len(loader.dataset)  # type: ignore[arg-type]
+        shown = min(self.pictures, count)
+        # evenly over the split: neighbours are of one concept, or crops of one photo
+        places = [number * count // shown for number in range(shown)]
+        chosen = DataLoader(
+            Subset(loader.dataset, places), loader.batch_size, collate_fn=loader.collate_fn, generator=torch.Generator()
+        )
         columns: dict[str, list[Image.Image]] = {}
         devices = [trainer.strategy.root_device] if trainer.strategy.root_device.type == "cuda" else []
         with torch.random.fork_rng(devices), trainer.precision_plugin.val_step_context():
-            for batch in trainer.datamodule.val_dataloader():  # type: ignore[attr-defined]
+            for batch in chosen:
                 for title, pictures in module.pictures(trainer.strategy.batch_to_device(batch)).items():
                     columns.setdefault(title, []).extend(to_image(picture) for picture in pictures.float())
-                if len(columns[title]) >= self.pictures:
-                    break
-        return {title: pictures[: self.pictures] for title, pictures in columns.items()}
+        return columns
