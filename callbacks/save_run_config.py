@@ -91,8 +91,8 @@ class SaveRunConfig(SaveConfigCallback):
         self._release()
 
     def _release(self) -> None:
-        if not hasattr(self, "_lock"):
-            return
+        if not hasattr(self, "_lock") or not self._lock.is_locked:
+            return  # it is another process's folder
         file = Path(self._lock.lock_file)
         if not (file.parent / self.config_filename).exists():  # refused before it began: nothing stays behind
             file.unlink(missing_ok=True)
