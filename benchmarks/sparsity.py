@@ -127,6 +127,6 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=4_800)
+    parser.add_argument("--images", type=int, default=2_400)
     options = parser.parse_args()
     print(Benchmark(options.pairs.resolve(), options.out.resolve(), options.seeds, options.images).page())
