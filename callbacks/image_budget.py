@@ -45,7 +45,7 @@ class ImageBudget(Callback):
         if self.hours is None or trainer.should_stop:
             return
         is_over = trainer.is_global_zero and time.monotonic() - self._begun > 3600 * self.hours
-        if trainer.strategy.broadcast(is_over):
+        if trainer.strategy.reduce_boolean_decision(is_over, all=False):
             trainer.should_stop = True
             if trainer.is_global_zero:
                 seen = getattr(pl_module, "images_seen", 0)

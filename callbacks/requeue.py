@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -11,6 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.console import say
+from callbacks.trainer_state import checkpoint_folder
+
+UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class Requeue(Callback):
@@ -35,8 +37,8 @@ class Requeue(Callback):
         self._batches = 0
         self._before: Any = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Listen."""
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Listen, from before the data are read; the answer comes with the next batch."""
         self.is_called = False
         try:
             self._before = signal.signal(signal.SIGUSR1, self._note)
@@ -46,28 +48,38 @@ class Requeue(Callback):
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self.is_called = True
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Save and leave, if any rank was called; a validation that was due has been by now.
 
         Raises:
-            SystemExit: With 0, once the checkpoint is there.
+            SystemExit: Once the checkpoint is there; 0 if the job is back in the queue, else 75, "try again".
         """
+        if batch_idx % trainer.accumulate_grad_batches:
+            return  # gradients that are being gathered are in no checkpoint
         self._batches += 1
         if trainer.world_size > 1 and self._batches % self.check_batches:
             return
         if not trainer.strategy.reduce_boolean_decision(self.is_called, all=False):
             return
-        folder = Path(trainer.default_root_dir) / "checkpoints"
+        folder = checkpoint_folder(trainer)
         trainer.save_checkpoint(folder / "last.ckpt")
+        job = None
         if trainer.is_global_zero:
             images = getattr(pl_module, "images_seen", 0)
             job = requeue_job()
             what = f"job {job} is back in the queue" if job else "start it again with --ckpt_path last"
             say(f"SIGUSR1 at {images:,} images: {folder}/last.ckpt is written; {what}")
-        raise SystemExit(0)
+        raise SystemExit(0 if trainer.strategy.broadcast(job) else UNFINISHED)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """Listen no more."""
+        self._leave()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """Listen no more."""
+        self._leave()
+
+    def _leave(self) -> None:
         if self._before is not None:
             signal.signal(signal.SIGUSR1, self._before)
             self._before = None

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.trainer_state import checkpoint_folder
 from callbacks.wandb_run_logger import WandbRunLogger
 from lightning_modules.run_state import read_config
 from pocketgan.pair_set import MANIFEST_FILE_NAME
@@ -55,7 +56,7 @@ class RunArtifacts(Callback):
         if kind == "adapter":
             result.add_dir(str(folder / "adapter"), name="adapter")
         else:
-            result.add_file(str(folder / "checkpoints" / "last.ckpt"))
+            result.add_file(str(checkpoint_folder(trainer) / "last.ckpt"))
         run.log_artifact(result)
 
 

@@ -35,7 +35,7 @@ class RunLoggers:
 
     Args:
         wandb: ``offline`` writes Weights & Biases' files into ``RUN/wandb`` with no account, ``online`` sends them as
-            well. A sweep's agent makes it online.
+            well. A sweep's agent makes it online, and WANDB_MODE offline again.
         tensorboard: Write ``RUN/tensorboard``.
         project: Of Weights & Biases.
         entity: Its user or team; the account's own if None.
@@ -57,6 +57,8 @@ class RunLoggers:
         artifacts: bool = True,
     ) -> None:
         self.wandb: Literal["off", "offline", "online"] = "online" if os.environ.get("WANDB_SWEEP_ID") else wandb
+        if self.wandb == "online" and os.environ.get("WANDB_MODE") in {"offline", "disabled"}:
+            self.wandb = "offline"
         self.tensorboard, self.artifacts, self.name = tensorboard, artifacts, name
         self.settings = {"project": project, "entity": entity, "group": group, "tags": tags}
 
@@ -72,7 +74,7 @@ class RunLoggers:
         if self.wandb == "online":
             import wandb
 
-            if not wandb.login(prompt=False):
+            if not wandb.login(prompt=False, verify=False):
                 raise ValueError(
                     "--logging.wandb online finds no key of Weights & Biases: run `wandb login`, set WANDB_API_KEY, or "
                     "log without an account by --logging.wandb offline and `wandb sync` later"

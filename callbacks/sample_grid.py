@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch.utils.data import DataLoader, Subset
@@ -52,8 +53,11 @@ class SampleGrid(Callback):
         information = PngInfo()
         information.add_text("layout", json.dumps(layout))
         folder = Path(trainer.default_root_dir) / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
-        sheet.save(folder / f"images_{pl_module.images_seen:08d}.png", pnginfo=information)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            sheet.save(folder / f"images_{pl_module.images_seen:08d}.png", pnginfo=information)
+        except OSError as error:  # rank 0 alone would stop, the others would wait for it
+            rank_zero_warn(f"no sample is written: {error}")
         for logger in trainer.loggers:
             if isinstance(logger, UnstoppingLogger):
                 logger.log_pictures("samples", {" | ".join(columns): sheet}, pl_module.images_seen)

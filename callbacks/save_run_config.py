@@ -27,24 +27,27 @@ class SaveRunConfig(SaveConfigCallback):
         ValueError: Ranks see different pair sets.
     """
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Refuse to run into another run's folder, or beside another process; say what a resumed run does otherwise."""
-        if stage != "fit":
-            return
-        folder = Path(trainer.default_root_dir)
-        taken = trainer.is_global_zero and (folder / self.config_filename).exists()
-        if trainer.strategy.broadcast(taken) and self.config.get("ckpt_path") is None:
+    def claim(self, folder: Path) -> None:
+        """Refuse to run into another run's folder, or beside another process; say what a resumed run does otherwise.
+
+        Before a fit, on rank 0: loggers begin their runs before any callback is asked.
+
+        Raises:
+            FileExistsError: As above.
+            RuntimeError: As above.
+        """
+        taken, resumes = (folder / self.config_filename).exists(), self.config.get("ckpt_path") is not None
+        if taken and not resumes:
             raise FileExistsError(
                 f"{folder} holds a run already; resume it with --ckpt_path last, choose another "
                 "--trainer.default_root_dir, or delete it"
             )
-        is_free = trainer.strategy.broadcast(not trainer.is_global_zero or self._locked(folder))
-        if not is_free:
+        if not self._locked(folder):
             raise RuntimeError(
                 f"another process trains in {folder}; wait for it, stop it, or choose another "
                 "--trainer.default_root_dir: two agents in one folder would spoil each other's checkpoints"
             )
-        if self.config.get("ckpt_path") == "last" and trainer.is_global_zero and taken:
+        if self.config.get("ckpt_path") == "last" and taken:
             self._tell_differences(folder)
             if not any((folder / "checkpoints").glob("last*.ckpt")):
                 rank_zero_warn(
@@ -52,7 +55,11 @@ class SaveRunConfig(SaveConfigCallback):
                 )
                 (folder / "metrics.csv").unlink(missing_ok=True)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing: the folder is claimed before."""
+
     def _locked(self, folder: Path) -> bool:
+        self._made_folder = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / ".lock")
         try:
@@ -96,8 +103,9 @@ class SaveRunConfig(SaveConfigCallback):
         file = Path(self._lock.lock_file)
         if not (file.parent / self.config_filename).exists():  # refused before it began: nothing stays behind
             file.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                file.parent.rmdir()
+            if self._made_folder:
+                with contextlib.suppress(OSError):  # it holds more by now
+                    file.parent.rmdir()
         self._lock.release()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002

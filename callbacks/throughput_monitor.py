@@ -36,6 +36,10 @@ class ThroughputMonitor(Callback):
         """Begin to count."""
         self._restart(getattr(pl_module, "images_seen", 0))
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Leave out what other callbacks do before a pass, such as a rank search."""
+        self._lap()
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """A batch is there."""
         lap = self._lap()

@@ -9,7 +9,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from callbacks.trainer_state import checkpoint_folder
 from lightning_modules import AdversarialModule
+from lightning_modules.run_state import refuse_other_weights
 
 ALARM_FILE = "alarm.ckpt"
 SMALLEST_REFERENCE_SPREAD = 0.05  # of the reference pictures, on [-1, 1]: below it one colour may be right
@@ -125,7 +127,7 @@ class TrainingAlarm(Callback):
 
     def _act(self, trainer: Trainer, module: AdversarialModule, reason: str) -> None:
         self.alarms.append({"images": module.images_seen, "reason": reason})
-        folder = Path(trainer.default_root_dir) / "checkpoints"
+        folder = checkpoint_folder(trainer)
         trainer.save_checkpoint(folder / ALARM_FILE)
         told = f"alarm at {module.images_seen:,} images: {reason}"
         is_lost = "not a number" in reason or "not numbers" in reason
@@ -133,7 +135,10 @@ class TrainingAlarm(Callback):
             rank_zero_warn(f"{told}; it is kept as {folder / ALARM_FILE}, the training goes on")
             return
         if self.action == "roll_back" and len(self.alarms) <= self.rollbacks and (folder / "last.ckpt").is_file():
-            self._roll_back(trainer, module, folder / "last.ckpt")
+            try:
+                self._roll_back(trainer, module, folder / "last.ckpt")
+            except ValueError as error:  # a network that was narrowed since
+                raise RuntimeError(f"{told}; {folder / 'last.ckpt'} cannot be gone back to: {error}") from error
             rank_zero_warn(f"{told}; back to {folder / 'last.ckpt'} with {self.rate_factor:g} times the learning rates")
             return
         raise RuntimeError(
@@ -144,6 +149,7 @@ class TrainingAlarm(Callback):
 
     def _roll_back(self, trainer: Trainer, module: AdversarialModule, file: Path) -> None:
         state = torch.load(file, map_location=module.device, weights_only=True)
+        refuse_other_weights(state["state_dict"], module.state_dict())
         module.load_state_dict(state["state_dict"])
         for optimizer, kept in zip(trainer.optimizers, state["optimizer_states"], strict=True):
             # a decay multiplies initial_lr; both come from the groups as they are, lowered by every roll back so far

@@ -99,7 +99,9 @@ def run_lightning(args: list[str] | None) -> None:
     """Hand ``fit``, ``validate``, ``test`` and ``predict`` to LightningCLI."""
     import torch
     from jsonargparse import Namespace, dict_to_namespace, set_parsing_settings
+    from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
     from lightning.pytorch import LightningDataModule, LightningModule
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -166,6 +168,8 @@ def run_lightning(args: list[str] | None) -> None:
 
         def before_instantiate_classes(self) -> None:
             config = self.config[str(self.subcommand)]
+            if config.get("dry_run") and self.subcommand == "fit":
+                config.ckpt_path, config.checkpoint.save_last, config.checkpoint.save_top_k = None, False, 0
             if self.subcommand == "fit" and os.environ.get("WANDB_SWEEP_ID"):
                 # a sweep's agent runs one command line again and again: a folder for each of its runs
                 root = Path(config.trainer.default_root_dir or ".")
@@ -179,6 +183,11 @@ def run_lightning(args: list[str] | None) -> None:
                     )
             if self.subcommand in {"validate", "test"}:
                 self.leave_out_text_encoder(config)
+
+        def before_fit(self) -> None:
+            for callback in self.trainer.callbacks:
+                if isinstance(callback, SaveRunConfig) and self.trainer.is_global_zero:
+                    callback.claim(Path(self.trainer.default_root_dir))
 
         def leave_out_text_encoder(self, config: Namespace) -> None:
             checkpoint, arguments = Path(config.ckpt_path), config.model.init_args
@@ -198,9 +207,10 @@ def run_lightning(args: list[str] | None) -> None:
                 logging.check()
                 artifacts = [RunArtifacts()] if logging.artifacts and self.subcommand == "fit" else []
                 kwargs["logger"] = [*logging.loggers(Path(trainer.default_root_dir or ".")), *others]
-            if SLURMEnvironment.detect():
+            plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
+            is_chosen = any(isinstance(each, ClusterEnvironment) for each in plugins)
+            if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect() and not is_chosen:
                 # Requeue saves between two batches, Lightning's own handler anywhere in a step
-                plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
                 kwargs["plugins"] = [*filter(None, plugins), SLURMEnvironment(auto_requeue=False)]
             callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
             early_stopping = self._get(self.config_init, "early_stopping")
@@ -217,7 +227,8 @@ def run_lightning(args: list[str] | None) -> None:
             elif dry_run:
                 kwargs |= {"logger": False, "limit_predict_batches": SAMPLE_BATCHES}
                 callbacks = [PairEstimate.of(each) if isinstance(each, PairWriter) else each for each in callbacks]
-            kwargs["callbacks"] = callbacks
+            # the first: what it saves is of the batches before, which other callbacks have not begun to count
+            kwargs["callbacks"] = [Requeue(), *callbacks] if self.subcommand == "fit" else callbacks
             return super().instantiate_trainer(**kwargs)
 
     # interpolation that the command line and later files can override (Lightning issue 13607)
@@ -231,7 +242,7 @@ def run_lightning(args: list[str] | None) -> None:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             save_config_callback=SaveRunConfig,
-            trainer_defaults={"callbacks": [RandomState(), ThroughputMonitor(), Requeue()]},
+            trainer_defaults={"callbacks": [RandomState(), ThroughputMonitor()]},
             parser_kwargs={"parser_mode": "omegaconf+"},
             args=args,
         )

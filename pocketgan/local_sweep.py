@@ -1,7 +1,7 @@
 """A sweep on this machine, with no account: the same file, tried by Optuna."""
 
 import csv
-import functools
+import itertools
 import os
 import queue
 import signal
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 TABLE_FILE, PLOT_FILE, JOURNAL_FILE, SWEEP_FILE = "trials.csv", "trials.png", "trials.journal", "sweep.yaml"
 DEFAULT_TRIALS = 20
+UNFINISHED = 75  # what a fit ends with that is to be started again
 POLL_SECONDS, PATIENCE_SECONDS = 0.5, 30.0
 
 
@@ -68,15 +69,15 @@ def run_local_sweep(sweep: Sweep, out: Path, trials: int | None, jobs: int, seed
         _claim(sweep, out)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = JournalStorage(JournalFileBackend(str(out / JOURNAL_FILE)))
-        begun = functools.partial(
-            optuna.create_study, storage=storage, study_name="sweep", load_if_exists=True, direction=sweep.goal
+        study = optuna.create_study(
+            storage=storage, study_name="sweep", load_if_exists=True, direction=sweep.goal, pruner=_pruner(sweep)
         )
-        # a sampler of grids looks at what is told and would end a study that does not run
-        _take_up_broken_off(begun())
-        study = begun(sampler=_sampler(sweep, seed), pruner=_pruner(sweep))
+        _take_up_broken_off(study)
+        # other draws than those of the starts before
+        study.sampler = _sampler(sweep, seed + len(study.trials))
         wanted = trials or sweep.run_cap or (sweep.grid_size if sweep.method == "grid" else None) or DEFAULT_TRIALS
-        if sweep.method == "grid" and sweep.grid_size is not None:
-            wanted = min(wanted, sweep.grid_size)
+        if sweep.method == "grid":
+            wanted = min(wanted, _enqueue_grid(sweep, study))
         slots: queue.Queue[int] = queue.Queue()
         for slot in range(jobs):
             slots.put(slot)
@@ -118,6 +119,10 @@ class _Trial:
         slot = self.slots.get()
         try:
             reported = self._follow(trial, words, folder, slot)
+        except BaseException as error:
+            if not isinstance(error, _TrialFailedError):  # by the user or the machine: the next start takes it up
+                trial.set_user_attr("interrupted", True)
+            raise
         finally:
             self.slots.put(slot)
         if not reported:
@@ -146,6 +151,8 @@ class _Trial:
             finally:
                 _end(process)
         reported = self._report_new(trial, folder, reported)
+        if process.returncode < 0 or process.returncode == UNFINISHED:
+            trial.set_user_attr("interrupted", not self._was_stopped)
         if process.returncode and not self._was_stopped:
             raise _TrialFailedError(f"{folder} ended with {process.returncode}; see {folder}/log.txt")
         return reported
@@ -180,7 +187,9 @@ def _share_of_machine(slot: int, jobs: int) -> dict[str, str]:
     import torch
 
     if gpus := torch.cuda.device_count():
-        return {"CUDA_VISIBLE_DEVICES": str(slot % gpus)}
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = list(map(str, range(gpus))) if visible is None else visible.split(",")
+        return {"CUDA_VISIBLE_DEVICES": names[slot % len(names)]}
     return {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // jobs, 1))} if jobs > 1 else {}
 
 
@@ -195,11 +204,10 @@ def _suggested(trial: "Trial", parameter: SweepParameter) -> Any:
 
 
 def _sampler(sweep: Sweep, seed: int) -> Any:
-    from optuna.samplers import GridSampler, RandomSampler, TPESampler
+    from optuna.samplers import RandomSampler, TPESampler
 
-    if sweep.method == "grid":
-        return GridSampler({each.name: list(range(len(each.values))) for each in sweep.parameters}, seed=seed)
-    return RandomSampler(seed=seed) if sweep.method == "random" else TPESampler(seed=seed)
+    # a grid is queued whole
+    return TPESampler(seed=seed) if sweep.method == "bayes" else RandomSampler(seed=seed)
 
 
 def _pruner(sweep: Sweep) -> Any:
@@ -227,11 +235,27 @@ def _take_up_broken_off(study: "Study") -> None:
     """Queue the trials of a killed sweep again, each for its own folder."""
     from optuna.trial import TrialState
 
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        study.set_user_attr("broken_off", [*study.user_attrs.get("broken_off", []), trial.number])
-        study.tell(trial.number, state=TrialState.FAIL)
-        if "folder" in trial.user_attrs:
-            study.enqueue_trial(trial.params, user_attrs={"folder": trial.user_attrs["folder"]})
+    known = study.user_attrs.get("broken_off", [])
+    for trial in study.get_trials(states=(TrialState.RUNNING, TrialState.FAIL)):
+        is_running = trial.state == TrialState.RUNNING
+        if trial.number in known or not (is_running or trial.user_attrs.get("interrupted")):
+            continue
+        known = [*known, trial.number]
+        study.set_user_attr("broken_off", known)
+        if is_running:
+            study.tell(trial.number, state=TrialState.FAIL)
+        kept = {"folder": trial.user_attrs["folder"]} if "folder" in trial.user_attrs else {}
+        study.enqueue_trial({**trial.system_attrs.get("fixed_params", {}), **trial.params}, user_attrs=kept)
+
+
+def _enqueue_grid(sweep: Sweep, study: "Study") -> int:
+    """Queue every combination that is not there yet; how many there are."""
+    places = [range(len(parameter.values)) for parameter in sweep.parameters]
+    names = [parameter.name for parameter in sweep.parameters]
+    combinations = list(itertools.product(*places))
+    for chosen in combinations:
+        study.enqueue_trial(dict(zip(names, chosen, strict=True)), skip_if_exists=True)
+    return len(combinations)
 
 
 def _report(sweep: Sweep, study: "Study", out: Path) -> None:

@@ -15,6 +15,7 @@ METHODS = ("grid", "random", "bayes")
 DISTRIBUTIONS = (
     "constant", "categorical", "uniform", "int_uniform", "log_uniform_values", "q_uniform",
 )  # fmt: skip
+KEYS = {"method", "metric", "parameters", "command", "run_cap", "early_terminate", "name", "description", "program"}
 MACROS = ("${env}", "${interpreter}", "${program}")
 
 
@@ -96,6 +97,8 @@ def read_sweep(file: Path) -> Sweep:
     raw = yaml.safe_load(file.read_text())
     if not isinstance(raw, dict) or not {"method", "metric", "parameters", "command"} <= raw.keys():
         raise ValueError(f"{file} is no sweep: it needs method, metric, command and parameters")
+    if unknown := sorted(raw.keys() - KEYS):
+        raise ValueError(f"{file}: unknown {', '.join(unknown)}; a sweep here has {', '.join(sorted(KEYS))}")
     if raw["method"] not in METHODS:
         raise ValueError(f"{file}: method is {raw['method']}; give one of {', '.join(METHODS)}")
     metric = raw["metric"]

@@ -32,5 +32,5 @@ def record_export(run: Path, file: Path) -> None:
             exported.add_file(str(file))
             exported.add_file(str(figures))
             logged.log_artifact(exported)
-    except (wandb.Error, OSError, TypeError) as error:
+    except (wandb.Error, OSError, TypeError, ValueError) as error:
         warnings.warn(f"{file} is exported, but not recorded at Weights & Biases: {error}", stacklevel=2)

@@ -24,7 +24,7 @@ def run_wandb_sweep(sweep: Sweep, project: str, entity: str | None, trials: int 
     """
     import wandb
 
-    if not wandb.login(prompt=False):
+    if not wandb.login(prompt=False, verify=False):
         raise ValueError(
             "a sweep at Weights & Biases needs its key: run `wandb login` or set WANDB_API_KEY; --local runs the same "
             "file with no account"

@@ -57,6 +57,49 @@ def test_a_signal_in_the_middle_of_a_step_resumes_bit_for_bit(
     assert [figures[0].split(",")[place] for place in quality] == [figures[1].split(",")[place] for place in quality]
 
 
+def test_without_slurm_the_exit_says_try_again(pair_set, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    step = PairedGAN.train_discriminators
+
+    def called(self, *args):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        step(self, *args)
+
+    monkeypatch.setattr(PairedGAN, "train_discriminators", called)
+    with pytest.raises(SystemExit) as left:
+        fit_base(pair_set, tmp_path / "run")
+    assert left.value.code == 75
+    assert "start it again with --ckpt_path last" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGUSR1) is not Requeue._note
+
+
+def test_early_stopping_counts_each_batch_once(pair_set, tmp_path, monkeypatch, scontrol):
+    """What is saved between two batches holds nothing of the next."""
+    monkeypatch.setenv("SLURM_JOB_ID", "123")
+    words = (
+        "--early_stopping=LossTrackingEarlyStopping", "--early_stopping.window=2", "--early_stopping.threshold=1e-12",
+        "--early_stopping.every_n_batches=1",
+    )  # fmt: skip
+    whole = fit_base(pair_set, tmp_path / "whole", *words)
+    step = PairedGAN.train_discriminators
+
+    def called(self, *args):
+        if self.images_seen == 8:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PairedGAN, "train_discriminators", called)
+        with pytest.raises(SystemExit):
+            fit_base(pair_set, tmp_path / "parts", *words)
+    fit_base(pair_set, tmp_path / "parts", *words, "--ckpt_path=last")
+    found, expected = (
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["LossTrackingEarlyStopping"]
+        for run in (tmp_path / "parts", whole)
+    )
+    assert_same(found, expected)
+
+
 def test_an_array_job_has_two_numbers(scontrol, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "9")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")

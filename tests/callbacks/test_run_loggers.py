@@ -61,7 +61,7 @@ def test_a_run_folder_keeps_its_id(logged, tmp_path, monkeypatch):
 
 
 def test_online_without_a_key_says_what_to_do_before_training(pair_set, tmp_path, monkeypatch):
-    monkeypatch.setattr("wandb.login", lambda prompt: False)
+    monkeypatch.setattr("wandb.login", lambda **_: False)
     with pytest.raises(ValueError, match="finds no key of Weights & Biases: run `wandb login`, set WANDB_API_KEY, or"):
         fit_base(pair_set, tmp_path / "run", "--logging.wandb=online")
     assert not (tmp_path / "run").exists()

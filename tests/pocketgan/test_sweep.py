@@ -93,7 +93,7 @@ def test_a_grid_is_tried_whole_and_starts_again_where_it_ended(pair_set, tmp_pat
 
 
 def test_a_killed_sweep_goes_on_with_the_trial_that_was_killed(pair_set, tmp_path):
-    file, out = written(tmp_path, pair_set, parameters={RATE: {"values": [1e-3]}}), tmp_path / "out"
+    file, out = written(tmp_path, pair_set, parameters={RATE: {"values": [1e-3, 1e-4]}}), tmp_path / "out"
     process = subprocess.Popen(
         [sys.executable, "-m", "pocketgan", "sweep", str(file), "--local", f"--out={out}"], start_new_session=True
     )
@@ -105,8 +105,37 @@ def test_a_killed_sweep_goes_on_with_the_trial_that_was_killed(pair_set, tmp_pat
     process.wait()
     assert config.exists()
     run_local_sweep(read_sweep(file), out, None, 1)
-    assert [row["trial"] for row in table(out)] == ["trial_0000"]
-    assert_same(state(out / "trial_0000"), state(fit_base(pair_set, tmp_path / "plain")))
+    assert sorted(row[RATE] for row in table(out)) == ["0.0001", "0.001"]
+    assert {row["state"] for row in table(out)} == {"done"}
+    assert "trial_0000" in {row["trial"] for row in table(out)}
+    rate = next(row[RATE] for row in table(out) if row["trial"] == "trial_0000")
+    plain = fit_base(pair_set, tmp_path / "plain", f"--model.generator_optimizer.lr={rate}")
+    assert_same(state(out / "trial_0000"), state(plain))
+
+
+def test_what_the_user_broke_off_is_taken_up(pair_set, tmp_path, monkeypatch):
+    sweep, out = read_sweep(written(tmp_path, pair_set)), tmp_path / "out"
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pocketgan.local_sweep._Trial._follow", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_local_sweep(sweep, out, None, 1)
+    run_local_sweep(sweep, out, None, 1)
+    assert sorted(row[RATE] for row in table(out)) == ["0.0001", "0.001"]
+    assert {row["state"] for row in table(out)} == {"done"}
+
+
+def test_a_longer_search_draws_other_values(pair_set, tmp_path, monkeypatch):
+    parameters = {RATE: {"min": 1e-5, "max": 1e-2}}
+    sweep = read_sweep(written(tmp_path, pair_set, method="random", parameters=parameters))
+    monkeypatch.setattr("pocketgan.local_sweep._Trial._follow", lambda *_: [1.0])
+    monkeypatch.setattr("pocketgan.local_sweep._Trial._was_stopped", False, raising=False)
+    for trials in (3, 6):
+        study = run_local_sweep(sweep, tmp_path / "out", trials, 1)
+    assert len({trial.params[RATE] for trial in study.trials}) == 6
 
 
 def test_ranges_are_drawn_and_bad_trials_end_early(pair_set, tmp_path):
@@ -162,6 +191,7 @@ def test_failed_trials_are_named_and_the_others_go_on(pair_set, tmp_path):
         ({"parameters": {RATE: {"mu": 0}}}, "needs value, values, or min and max; it has mu"),
         ({"parameters": {RATE: 3}}, "needs value, values, or a distribution"),
         ({"parameters": {RATE: {"values": []}}}, "must be a list with something in it"),
+        ({"early_termination": {"type": "hyperband"}}, "unknown early_termination; a sweep here has command"),
         ({"early_terminate": {"type": "envelope"}}, "needs type hyperband and min_iter"),
     ],
 )
@@ -199,7 +229,7 @@ def test_folders_that_are_taken(pair_set, tmp_path):
 
 
 def test_a_sweep_online_needs_a_key(pair_set, tmp_path, monkeypatch):
-    monkeypatch.setattr("wandb.login", lambda prompt: False)
+    monkeypatch.setattr("wandb.login", lambda **_: False)
     with pytest.raises(SystemExit, match="needs its key: run `wandb login` or set WANDB_API_KEY; --local"):
         main(["sweep", str(written(tmp_path, pair_set))])
 
@@ -215,7 +245,7 @@ def test_a_sweep_online_is_registered_and_has_an_agent(pair_set, tmp_path, monke
         asked["agent"] = words[1:]
         return subprocess.CompletedProcess(words, 0)
 
-    monkeypatch.setattr("wandb.login", lambda prompt: True)
+    monkeypatch.setattr("wandb.login", lambda **_: True)
     monkeypatch.setattr("wandb.sweep", register)
     monkeypatch.setattr("pocketgan.wandb_sweep.subprocess.run", agent)
     main(["sweep", str(written(tmp_path, pair_set)), "--entity=team", "--trials=3"])
@@ -227,7 +257,7 @@ def test_a_sweep_online_is_registered_and_has_an_agent(pair_set, tmp_path, monke
 def test_each_run_of_an_agent_has_a_folder_of_its_own(pair_set, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
     monkeypatch.setenv("WANDB_RUN_ID", "first")
-    monkeypatch.setattr("wandb.login", lambda prompt: False)
+    monkeypatch.setattr("wandb.login", lambda **_: False)
     with pytest.raises(ValueError, match="finds no key"):
         fit_base(pair_set, tmp_path / "runs")
     begun = []
