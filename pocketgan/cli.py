@@ -185,7 +185,7 @@ def run_lightning(args: list[str] | None) -> None:
                 self.leave_out_text_encoder(config)
 
         def before_fit(self) -> None:
-            for callback in self.trainer.callbacks:
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, SaveRunConfig) and self.trainer.is_global_zero:
                     callback.claim(Path(self.trainer.default_root_dir))
 
