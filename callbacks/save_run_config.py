@@ -74,7 +74,7 @@ class SaveRunConfig(SaveConfigCallback):
         changed = [
             f"{key}: {before.get(key, 'not there')} -> {now.get(key, 'not there')}"
             for key in dict.fromkeys((*before, *now))
-            if before.get(key, "not there") != now.get(key, "not there") and key != "ckpt_path"
+            if before.get(key, "not there") != now.get(key, "not there") and key not in {"ckpt_path", "dry_run"}
         ]
         if changed:
             say(f"resumed with other settings than {folder / self.config_filename}: {'; '.join(changed)}")

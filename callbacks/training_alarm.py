@@ -35,6 +35,7 @@ class TrainingAlarm(Callback):
         rate_factor: Of all learning rates at each time.
         discriminator_images: See above.
         discriminator_floor: Losses of the discriminator up to this count as 0.
+        untrained_images: Images, of earlier stages too, until which pictures may be black or of one colour.
 
     Raises:
         ValueError: A number makes no sense.
@@ -47,6 +48,7 @@ class TrainingAlarm(Callback):
         rate_factor: float = 0.5,
         discriminator_images: int = 20_000,
         discriminator_floor: float = 1e-4,
+        untrained_images: int = 2_000,
     ) -> None:
         if not 0 < rate_factor <= 1:
             raise ValueError(f"rate_factor is {rate_factor:g}; give a factor above 0 and up to 1")
@@ -56,6 +58,7 @@ class TrainingAlarm(Callback):
             )
         self.action, self.rollbacks, self.rate_factor = action, rollbacks, rate_factor
         self.discriminator_images, self.discriminator_floor = discriminator_images, discriminator_floor
+        self.untrained_images = untrained_images
         self.alarms: list[dict[str, Any]] = []
         self._idle_since: int | None = None
 
@@ -93,10 +96,11 @@ class TrainingAlarm(Callback):
         made, reference = pictures
         if not made.isfinite().all():
             return "pictures are not numbers"
-        if made.amax() < -0.98 < reference.mean():
+        is_trained = module.earlier_images + module.images_seen >= self.untrained_images
+        if is_trained and made.amax() < -0.98 < reference.mean():
             return "every picture is black"
         spread, expected = (_spread(each) for each in (made, reference))
-        if expected > SMALLEST_REFERENCE_SPREAD and spread < expected / 10:
+        if is_trained and expected > SMALLEST_REFERENCE_SPREAD and spread < expected / 10:
             return f"pictures are of one colour (a standard deviation of {spread:.3f}, where {expected:.3f} is right)"
         return self._idle_discriminator(trainer, module)
 

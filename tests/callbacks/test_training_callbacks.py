@@ -18,6 +18,8 @@ from callbacks import ImageProgressBar, ImageQuality, SampleGrid, ThroughputMoni
 from lightning_modules import BaseGAN, PairedGAN
 from pocketgan.cli import main
 
+TRAINED = "--alarm.untrained_images=0"
+
 
 def rows(run, column):
     with (run / "metrics.csv").open() as file:
@@ -139,7 +141,7 @@ def test_what_is_no_number_ends_the_run_and_leaves_the_last_good_checkpoint(pair
 def test_collapse_is_told_and_goes_on(pair_set, tmp_path, broken, value, told):
     broken(12, value)
     with pytest.warns(UserWarning, match=f"alarm at 12 images: {told}.*the training goes on"):
-        fit_base(pair_set, tmp_path / "run", "--model.generator_optimizer.lr=1e-9")
+        fit_base(pair_set, tmp_path / "run", "--model.generator_optimizer.lr=1e-9", TRAINED)
     assert weights(tmp_path / "run")["images_seen"] == 24
 
 
@@ -164,7 +166,7 @@ def test_rolling_back_takes_the_last_good_weights_with_lower_rates(pair_set, tmp
 def test_stop_ends_at_what_warn_only_tells(pair_set, tmp_path, broken):
     broken(12, -30.0)
     with pytest.raises(RuntimeError, match="alarm at 12 images: every picture is black"):
-        fit_base(pair_set, tmp_path / "run", "--alarm.action=stop", "--model.generator_optimizer.lr=1e-9")
+        fit_base(pair_set, tmp_path / "run", "--alarm.action=stop", "--model.generator_optimizer.lr=1e-9", TRAINED)
 
 
 def test_a_discriminator_that_teaches_nothing():
