@@ -1,8 +1,11 @@
-"""The end of a run, in images."""
+"""The end of a run, in images, or for now by the clock."""
 
+import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from callbacks.console import say
 
 
 class ImageBudget(Callback):
@@ -12,15 +15,21 @@ class ImageBudget(Callback):
 
     Args:
         images: The budget; the batch that reaches it is the last.
+        hours: Ends this start after so many hours of wall clock as well, of which rank 0 decides; it leaves a last
+            validation and checkpoint, from which ``--ckpt_path last`` goes on. Leave room for these two. No limit if
+            None.
 
     Raises:
-        ValueError: The budget is below 1.
+        ValueError: The budget is below 1, or there are no hours.
     """
 
-    def __init__(self, images: int = 100_000) -> None:
+    def __init__(self, images: int = 100_000, hours: float | None = None) -> None:
         if images < 1:
             raise ValueError(f"budget of {images} images; give 1 or more")
-        self.images = images
+        if hours is not None and hours <= 0:
+            raise ValueError(f"budget of {hours:g} hours; give more than 0, or null for no limit")
+        self.images, self.hours = images, hours
+        self._begun = time.monotonic()
 
     def _check(self, trainer: Trainer, module: LightningModule) -> None:
         if getattr(module, "images_seen", 0) >= self.images:
@@ -33,3 +42,11 @@ class ImageBudget(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Stop after the batch that reaches the budget."""
         self._check(trainer, pl_module)
+        if self.hours is None or trainer.should_stop:
+            return
+        is_over = trainer.is_global_zero and time.monotonic() - self._begun > 3600 * self.hours
+        if trainer.strategy.reduce_boolean_decision(is_over, all=False):
+            trainer.should_stop = True
+            if trainer.is_global_zero:
+                seen = getattr(pl_module, "images_seen", 0)
+                say(f"{self.hours:g} hours are over: {seen:,} of {self.images:,} images; go on with --ckpt_path last")

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 
 class RandomState(Callback):
@@ -27,7 +28,13 @@ class RandomState(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Set it once all that draws numbers on the way here has run."""
         states = getattr(self, "_states", None)
-        if states is None or len(states) != trainer.world_size:
+        if states is None:
+            return
+        if len(states) != trainer.world_size:
+            rank_zero_warn(
+                f"this run was on {len(states)} ranks and goes on on {trainer.world_size}: batches and schedules are "
+                "the same, random numbers drawn inside the networks start anew from the seed"
+            )
             return
         state = states[trainer.global_rank]
         length = len(torch.get_rng_state())

@@ -24,3 +24,9 @@ def write_into_run(trainer: Trainer, name: str, text: str) -> None:
     folder = Path(trainer.default_root_dir)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / name, text.encode())
+
+
+def checkpoint_folder(trainer: Trainer) -> Path:
+    """Where a run's ``last.ckpt`` stands."""
+    given = getattr(trainer.checkpoint_callback, "dirpath", None)
+    return Path(given) if given else Path(trainer.default_root_dir) / "checkpoints"

@@ -1,5 +1,6 @@
 """Training recipes, one file each."""
 
+from lightning_modules.adversarial_module import AdversarialModule
 from lightning_modules.base_gan import BaseGAN
 from lightning_modules.channel_condensation import ChannelCondensation
 from lightning_modules.dgl_compression import DGLCompression
@@ -16,6 +17,7 @@ from lightning_modules.unpaired_dgl_compression import UnpairedDGLCompression
 from lightning_modules.unpaired_gan import UnpairedGAN
 
 __all__ = [
+    "AdversarialModule",
     "BaseGAN",
     "ChannelCondensation",
     "DGLCompression",

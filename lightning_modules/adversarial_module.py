@@ -4,6 +4,7 @@ from abc import abstractmethod
 from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule
+from torch import Tensor
 
 
 class AdversarialModule(LightningModule):
@@ -33,6 +34,15 @@ class AdversarialModule(LightningModule):
     @abstractmethod
     def _evaluate(self, batch: dict[str, Any]) -> None:
         """Update ``quality`` with the averaged generator's images for a batch."""
+
+    @abstractmethod
+    def pictures(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """What shows how good the averaged generator is on a batch.
+
+        Returns:
+            (B, 3, H, W) in [-1, 1] each, by what they are called: the last are made by the generator, those before are
+            what they should be like.
+        """
 
     def on_validation_start(self) -> None:
         """Fetch the other side of the distances."""

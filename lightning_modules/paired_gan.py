@@ -270,6 +270,10 @@ class PairedGAN(AdversarialModule):
         if self.quality.feature_extractor is not None:
             self.quality.set_reference(data.reference_features(split, self.quality.feature_extractor))
 
+    def pictures(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Photos, the teacher's edits, the averaged generator's."""
+        return {"photo": batch["photo"], "teacher": batch["edit"], "GAN": self(batch["photo"], batch["concept"])}
+
     def _evaluate(self, batch: dict[str, Any]) -> None:
         self.quality.update(self(batch["photo"], batch["concept"]), batch["edit"], batch["concept"])
 

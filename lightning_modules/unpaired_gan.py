@@ -278,18 +278,23 @@ class UnpairedGAN(AdversarialModule):
         if self.quality.feature_extractor is not None:
             self.quality.set_reference(self.data.reference_features(split, self.quality.feature_extractor))
 
+    def pictures(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Real images, and as many of the averaged generator's, always the same latents for the same real image."""
+        return {"real": batch["image"], "GAN": self._of_fixed_latents(batch, batch["place"] * self.images_per_real)}
+
+    def _of_fixed_latents(self, batch: dict[str, Tensor], numbers: Tensor) -> Tensor:
+        latents = torch.stack(
+            [
+                torch.randn(self.generator.latent_size, generator=torch.Generator().manual_seed(number))
+                for number in numbers.tolist()
+            ]
+        )
+        return self(latents.to(self.device), self._labels(batch["label"]))
+
     def _evaluate(self, batch: dict[str, Tensor]) -> None:
-        """Generate images for a batch of real ones, always the same latents for the same real image."""
-        labels, places = self._labels(batch["label"]), batch["place"]
         for round_number in range(self.images_per_real):
-            numbers = places * self.images_per_real + round_number
-            latents = torch.stack(
-                [
-                    torch.randn(self.generator.latent_size, generator=torch.Generator().manual_seed(number))
-                    for number in numbers.tolist()
-                ]
-            )
-            self.quality.update(self(latents.to(self.device), labels), numbers)
+            numbers = batch["place"] * self.images_per_real + round_number
+            self.quality.update(self._of_fixed_latents(batch, numbers), numbers)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the clock, the seed of the latents, and what the labels stand for."""

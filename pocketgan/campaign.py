@@ -72,6 +72,7 @@ def run_campaign(
     import torch
 
     from lightning_modules import load_base, trained_data_of
+    from lightning_modules.run_state import finished_state
     from pocketgan.digest import weights_digest
 
     if devices < 1:
@@ -128,6 +129,7 @@ def run_campaign(
         words += ["--ckpt_path=last"] if resumed else []
         try:
             run([*words, *options])
+            finished_state(folder)
             run(["test", f"-c={folder}/config.yaml"])
         except Exception as error:  # whatever it is, the next concept may well succeed; the campaign fails at its end
             traceback.print_exc()

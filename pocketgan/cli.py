@@ -3,6 +3,8 @@
 import functools
 import inspect
 import logging
+import os
+import re
 import sys
 import traceback
 import warnings
@@ -12,14 +14,17 @@ from typing import Any, get_origin
 
 from pocketgan.commands import (
     adapt,
+    config,
     edit,
     export,
     pairs_convert,
     pairs_import,
     pairs_inspect,
     quickstart,
+    report,
     select_concepts,
     select_photos,
+    sweep,
 )
 
 LIGHTNING_COMMANDS = {
@@ -29,7 +34,10 @@ LIGHTNING_COMMANDS = {
     "predict": "Let a teacher edit photos and write them as a pair set.",
 }
 
-DRY_RUNS = {"predict": "Say how many pairs, megabytes and hours it would take, by a timed sample; write nothing."}
+DRY_RUNS = {
+    "fit": "Say what the training would take, by a timed sample of it; write nothing.",
+    "predict": "Say how many pairs, megabytes and hours it would take, by a timed sample; write nothing.",
+}
 
 
 def _ignore_upstream_warnings() -> None:
@@ -91,6 +99,9 @@ def run_lightning(args: list[str] | None) -> None:
     """Hand ``fit``, ``validate``, ``test`` and ``predict`` to LightningCLI."""
     import torch
     from jsonargparse import Namespace, dict_to_namespace, set_parsing_settings
+    from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
     from lightning.pytorch import LightningDataModule, LightningModule
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -104,13 +115,20 @@ def run_lightning(args: list[str] | None) -> None:
     import pocketgan.teachers  # noqa: F401
     from callbacks import (
         ClipScoreEarlyStopping,
+        FitEstimate,
         ImageBudget,
+        ImageQuality,
         LossTrackingEarlyStopping,
-        MetricsCSV,
         PairEstimate,
         PairWriter,
         RandomState,
+        Requeue,
+        RunArtifacts,
+        RunLoggers,
+        SampleGrid,
         SaveRunConfig,
+        ThroughputMonitor,
+        TrainingAlarm,
     )
     from callbacks.pair_estimate import SAMPLE_BATCHES
     from lightning_modules.run import constructor_errors_unwrapped, without_text_encoder
@@ -137,6 +155,10 @@ def run_lightning(args: list[str] | None) -> None:
                 }
             )
             parser.add_lightning_class_args(ImageBudget, "budget")
+            parser.add_lightning_class_args(ImageQuality, "image_quality")
+            parser.add_lightning_class_args(SampleGrid, "samples")
+            parser.add_lightning_class_args(TrainingAlarm, "alarm")
+            parser.add_class_arguments(RunLoggers, "logging")
             # a group, so that one of its numbers can be changed and it can be switched off without the other callbacks
             parser.add_subclass_arguments(
                 (LossTrackingEarlyStopping, ClipScoreEarlyStopping, EarlyStopping),
@@ -146,6 +168,12 @@ def run_lightning(args: list[str] | None) -> None:
 
         def before_instantiate_classes(self) -> None:
             config = self.config[str(self.subcommand)]
+            if config.get("dry_run") and self.subcommand == "fit":
+                config.ckpt_path, config.checkpoint.save_last, config.checkpoint.save_top_k = None, False, 0
+            if self.subcommand == "fit" and os.environ.get("WANDB_SWEEP_ID"):
+                # a sweep's agent runs one command line again and again: a folder for each of its runs
+                root = Path(config.trainer.default_root_dir or ".")
+                config.trainer.default_root_dir = str(root / os.environ["WANDB_RUN_ID"])
             if self.subcommand in {"validate", "test"} and config.ckpt_path is None:
                 # otherwise Lightning would measure weights that no training has touched
                 config.ckpt_path = str(Path(config.trainer.default_root_dir or ".") / "checkpoints" / "last.ckpt")
@@ -155,6 +183,11 @@ def run_lightning(args: list[str] | None) -> None:
                     )
             if self.subcommand in {"validate", "test"}:
                 self.leave_out_text_encoder(config)
+
+        def before_fit(self) -> None:
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, SaveRunConfig) and self.trainer.is_global_zero:
+                    callback.claim(Path(self.trainer.default_root_dir))
 
         def leave_out_text_encoder(self, config: Namespace) -> None:
             checkpoint, arguments = Path(config.ckpt_path), config.model.init_args
@@ -166,20 +199,36 @@ def run_lightning(args: list[str] | None) -> None:
 
         def instantiate_trainer(self, **kwargs: Any) -> Any:
             trainer = self._get(self.config_init, "trainer")
+            artifacts: list[Any] = []
             if self.subcommand != "predict" and trainer.logger is not False:
                 given = [] if trainer.logger is None or trainer.logger is True else trainer.logger
                 others = given if isinstance(given, list) else [given]
-                # first, since config.yaml and checkpoints follow the first logger's folder
-                kwargs["logger"] = [MetricsCSV(Path(trainer.default_root_dir or ".")), *others]
+                logging = self._get(self.config_init, "logging")
+                logging.check()
+                artifacts = [RunArtifacts()] if logging.artifacts and self.subcommand == "fit" else []
+                kwargs["logger"] = [*logging.loggers(Path(trainer.default_root_dir or ".")), *others]
+            plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
+            is_chosen = any(isinstance(each, ClusterEnvironment) for each in plugins)
+            if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect() and not is_chosen:
+                # Requeue saves between two batches, Lightning's own handler anywhere in a step
+                kwargs["plugins"] = [*filter(None, plugins), SLURMEnvironment(auto_requeue=False)]
             callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
             early_stopping = self._get(self.config_init, "early_stopping")
             # Lightning refuses the YAMLs' bar beside enable_progress_bar=false
             refused = ProgressBar if trainer.enable_progress_bar is False else ()
-            callbacks = [each for each in [*callbacks, early_stopping] if each and not isinstance(each, refused)]
-            if self._get(self.config_init, "dry_run"):
+            callbacks = [
+                each for each in [*callbacks, early_stopping, *artifacts] if each and not isinstance(each, refused)
+            ]
+            dry_run = self._get(self.config_init, "dry_run")
+            if dry_run and self.subcommand == "fit":
+                # the YAML's own callbacks search, write and prune
+                kwargs |= {"logger": False, "limit_val_batches": 0}
+                self.save_config_callback, callbacks = None, [FitEstimate()]
+            elif dry_run:
                 kwargs |= {"logger": False, "limit_predict_batches": SAMPLE_BATCHES}
                 callbacks = [PairEstimate.of(each) if isinstance(each, PairWriter) else each for each in callbacks]
-            kwargs["callbacks"] = callbacks
+            # the first: what it saves is of the batches before, which other callbacks have not begun to count
+            kwargs["callbacks"] = [Requeue(), *callbacks] if self.subcommand == "fit" else callbacks
             return super().instantiate_trainer(**kwargs)
 
     # interpolation that the command line and later files can override (Lightning issue 13607)
@@ -193,7 +242,7 @@ def run_lightning(args: list[str] | None) -> None:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             save_config_callback=SaveRunConfig,
-            trainer_defaults={"callbacks": [RandomState()]},
+            trainer_defaults={"callbacks": [RandomState(), ThroughputMonitor()]},
             parser_kwargs={"parser_mode": "omegaconf+"},
             args=args,
         )
@@ -202,13 +251,16 @@ def run_lightning(args: list[str] | None) -> None:
 COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
     "adapt": adapt,
+    "config": config,
     "edit": edit,
     "export": export,
     "pairs convert": pairs_convert,
     "pairs import": pairs_import,
     "pairs inspect": pairs_inspect,
+    "report": report,
     "select concepts": select_concepts,
     "select photos": select_photos,
+    "sweep": sweep,
 }
 
 
@@ -236,7 +288,10 @@ def run_function(function: Callable[..., None], args: list[str]) -> None:
             parser.add_argument(f"--{parameter.name}", action="store_true", help=help_of[parameter.name])
             by_hand.add(parameter.name)
     parser.add_function_arguments(function, as_group=False, skip=by_hand)
-    arguments = parser.parse_args(args)
+    # --from-run is --from_run
+    arguments = parser.parse_args(
+        [re.sub(r"^--[\w-]+", lambda name: f"--{name[0][2:].replace('-', '_')}", word) for word in args]
+    )
     try:
         function(**vars(parser.instantiate(arguments)))
     except (ValueError, OSError, ImportError, RuntimeError) as error:  # what users can mend

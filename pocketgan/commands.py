@@ -45,6 +45,7 @@ def export(
     from lightning_modules import load_run, trained_data_of
     from pocketgan.exporters import OnnxExporter, compare, measure_latency
     from pocketgan.files import write_whole
+    from pocketgan.wandb_export import record_export
 
     model = load_run(run)
     concept = _chosen(concept, model.concepts, run)
@@ -75,6 +76,7 @@ def export(
     if difference.max_difference == 0:
         figures["psnr_db"] = None  # infinite, which JSON lacks
     write_whole(file.with_suffix(".json"), json.dumps(figures, indent=2).encode())
+    record_export(run, file)
     print(
         f"{file}: {figures['bytes'] / 1024:.0f} KiB; against PyTorch on {len(real)} real photos: largest "
         f"difference {difference.max_difference:.1e}, {difference.psnr_db:.1f} dB; {size} px on {threads} threads: "
@@ -341,6 +343,73 @@ def adapt(
 
     devices = devices or max(torch.cuda.device_count(), 1)
     run_campaign(main, base, pairs, concepts, out, config, ranks, devices, fit_options)
+
+
+def config(*, from_run: str, out: Path | None = None) -> None:
+    """Give a run's YAML back: `pocketgan fit -c` of it trains the same again.
+
+    Args:
+        from_run: Run folder, or ENTITY/PROJECT/ID of a run at Weights & Biases.
+        out: File to write; printed if not given.
+    """
+    from pocketgan.files import write_whole
+    from pocketgan.run_config import config_of_run
+
+    text = config_of_run(from_run)
+    if out is None:
+        print(text, end="")
+        return
+    if out.exists():
+        raise FileExistsError(f"{out} exists; choose another --out, or delete it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, text.encode())
+    print(f"written to {out}; `pocketgan fit -c {out} --trainer.default_root_dir NEW` trains it again")
+
+
+def report(runs: list[Path], out: Path = Path("report.html")) -> None:
+    """Write one page about runs, side by side: pictures before and after, curves, ranks, sizes, latency, config.
+
+    Args:
+        runs: Run folders.
+        out: HTML file to write; an existing one is replaced.
+    """
+    from pocketgan.run_report import write_run_report
+
+    write_run_report(runs, out)
+    print(f"{out}: {out.stat().st_size / 1024:.0f} KiB, open it in a browser; it needs no other file")
+
+
+def sweep(
+    file: Path,
+    local: bool = False,
+    trials: int | None = None,
+    jobs: int = 1,
+    out: Path | None = None,
+    project: str = "pocketgan",
+    entity: str | None = None,
+) -> None:
+    """Run a sweep's file: at Weights & Biases with an agent here, or with --local on this machine with no account.
+
+    Args:
+        file: The sweep, such as configs/sweeps/base_gan.yaml.
+        local: Choose values by Optuna; started again it goes on.
+        trials: Trials in all, the file's run_cap or its whole grid if not given; of the agent here: runs that it makes.
+        jobs: Local trials at a time; each has a GPU of its own where there are some.
+        out: Folder for local trials, their table and plot; runs/sweeps/NAME_OF_THE_FILE if not given.
+        project: At Weights & Biases.
+        entity: Its user or team; the account's own if not given.
+    """
+    from pocketgan.cli import main
+    from pocketgan.local_sweep import run_local_sweep
+    from pocketgan.sweep import check_sweep, read_sweep
+    from pocketgan.wandb_sweep import run_wandb_sweep
+
+    read = read_sweep(file)
+    check_sweep(read, main)
+    if local:
+        run_local_sweep(read, out or Path("runs/sweeps") / file.stem, trials, jobs)
+    else:
+        run_wandb_sweep(read, project, entity, trials)
 
 
 def pairs_import(

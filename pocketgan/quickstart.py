@@ -80,6 +80,7 @@ def run_quickstart(command: Callable[[list[str]], None], photos: Path | None, ou
         f"--data.size={SIZE}",
         f"--data.split={list(split)}",
         f"--trainer.precision={precision}",
+        "--logging.wandb=offline",
     )
     stage(
         "base",

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pocketgan.files import write_whole
 
+_GAP, _HEADING = 6, 26  # of a comparison sheet, in pixels
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
@@ -35,17 +36,28 @@ def comparison_sheet(columns: dict[str, list[Image.Image]], side: int = 192) -> 
         columns: Title to pictures; every column has as many.
         side: Width and height of a cell in pixels; pictures are scaled into it.
     """
-    gap, heading = 6, 26
-    rows = len(next(iter(columns.values())))
-    sheet = Image.new("RGB", (len(columns) * (side + gap) + gap, heading + rows * (side + gap)), "white")
+    boxes = sheet_boxes(len(next(iter(columns.values()))), len(columns), side)
+    _, _, right, bottom = boxes[-1][-1]
+    sheet = Image.new("RGB", (right + _GAP, bottom + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
     for column, (title, pictures) in enumerate(columns.items()):
-        left = gap + column * (side + gap)
-        draw.text((left, 5), title, fill="black", font=ImageFont.load_default(14))
+        draw.text((boxes[0][column][0], 5), title, fill="black", font=ImageFont.load_default(14))
         for row, picture in enumerate(pictures):
             cell = picture.resize((side, side), Image.Resampling.LANCZOS)
-            sheet.paste(cell, (left, heading + row * (side + gap)))
+            sheet.paste(cell, boxes[row][column])
     return sheet
+
+
+def sheet_boxes(rows: int, columns: int, side: int) -> list[list[tuple[int, int, int, int]]]:
+    """Left, top, right and bottom of each cell of a comparison sheet, by rows."""
+    step = side + _GAP
+    return [
+        [
+            (_GAP + column * step, _HEADING + row * step, (column + 1) * step, _HEADING + row * step + side)
+            for column in range(columns)
+        ]
+        for row in range(rows)
+    ]
 
 
 def write_report(file: Path, sheet: Image.Image, title: str, text: str, tables: dict[str, dict[str, str]]) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 RANKS_FILE, TRACE_FILE = "ranks.yaml", "rank_search.json"  # of a rank search
 COMPRESSION_FILE = "compression.json"  # of a condensation
+ENVIRONMENT_FILE = "environment.json"  # code, packages, hardware, pair set
+WANDB_FILE = "wandb.json"  # id of its run at Weights & Biases
 
 
 def last_figures(run: Path, stage: str) -> dict[str, float]:

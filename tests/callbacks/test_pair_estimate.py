@@ -64,7 +64,7 @@ def test_of_a_set_that_is_begun_the_rest_is_told(tmp_path, capsys):
         dry_run(root, capsys, "--model.seed=1")
 
 
-def test_only_predict_has_it(capsys):
+def test_other_commands_have_none(capsys):
     with pytest.raises(SystemExit):
-        main(["fit", f"-c={TINY_CONFIGS / 'base_gan' / 'e2gan.yaml'}", "--dry-run"])
+        main(["validate", f"-c={TINY_CONFIGS / 'base_gan' / 'e2gan.yaml'}", "--dry-run"])
     assert "dry-run" in capsys.readouterr().err

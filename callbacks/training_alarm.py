@@ -1,0 +1,171 @@
+"""A look at a GAN before each of its checkpoints: has it broken?"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from callbacks.trainer_state import checkpoint_folder
+from lightning_modules import AdversarialModule
+from lightning_modules.run_state import refuse_other_weights
+
+ALARM_FILE = "alarm.ckpt"
+SMALLEST_REFERENCE_SPREAD = 0.05  # of the reference pictures, on [-1, 1]: below it one colour may be right
+
+
+class TrainingAlarm(Callback):
+    """Looks for broken GANs when a validation begins, which is before ``last.ckpt`` is replaced.
+
+    * *not a number* among the weights or in the made pictures,
+    * *one colour*: pictures that hardly vary where those they should be like do,
+    * *black*: pictures at -1 where those they should be like are not,
+    * *discriminator*: its loss stays at 0, where nothing is to be learned from it, for ``discriminator_images``.
+
+    What broke is kept as ``checkpoints/alarm.ckpt``. ``roll_back`` puts weights and optimizers of ``last.ckpt`` back
+    and goes on with a lower learning rate; the clock of images goes on, so that data and schedules do.
+
+    Args:
+        action: ``warn`` says so and goes on, but for what is not a number, which ends the run; ``stop`` ends it;
+            ``roll_back`` as above, and ends it where there is no checkpoint yet or after ``rollbacks``.
+        rollbacks: How often to roll back in a run.
+        rate_factor: Of all learning rates at each time.
+        discriminator_images: See above.
+        discriminator_floor: Losses of the discriminator up to this count as 0.
+        untrained_images: Images, of earlier stages too, until which pictures may be black or of one colour.
+
+    Raises:
+        ValueError: A number makes no sense.
+    """
+
+    def __init__(
+        self,
+        action: Literal["warn", "stop", "roll_back"] = "warn",
+        rollbacks: int = 3,
+        rate_factor: float = 0.5,
+        discriminator_images: int = 20_000,
+        discriminator_floor: float = 1e-4,
+        untrained_images: int = 2_000,
+    ) -> None:
+        if not 0 < rate_factor <= 1:
+            raise ValueError(f"rate_factor is {rate_factor:g}; give a factor above 0 and up to 1")
+        if rollbacks < 0 or discriminator_images < 1:
+            raise ValueError(
+                f"rollbacks is {rollbacks}, discriminator_images {discriminator_images}; give 0 or more, and 1 or more"
+            )
+        self.action, self.rollbacks, self.rate_factor = action, rollbacks, rate_factor
+        self.discriminator_images, self.discriminator_floor = discriminator_images, discriminator_floor
+        self.untrained_images = untrained_images
+        self.alarms: list[dict[str, Any]] = []
+        self._idle_since: int | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What happened so far."""
+        return {"alarms": self.alarms, "idle_since": self._idle_since}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from it."""
+        self.alarms, self._idle_since = state_dict["alarms"], state_dict["idle_since"]
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look, and act on what any rank found.
+
+        Raises:
+            RuntimeError: The run ends here.
+        """
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if not fitting or not isinstance(pl_module, AdversarialModule):
+            return
+        found = self._found(trainer, pl_module)
+        # all ranks act alike, on what the first of those that found something says
+        every = [trainer.strategy.broadcast(found, rank) for rank in range(trainer.world_size)]
+        reason = next((each for each in every if each is not None), None)
+        if reason is not None:
+            self._act(trainer, pl_module, reason)
+
+    def _found(self, trainer: Trainer, module: AdversarialModule) -> str | None:
+        for name, weight in module.named_parameters():
+            if not weight.isfinite().all():
+                return f"{name} is not a number"
+        pictures = self._pictures(trainer, module)
+        if pictures is None:
+            return None
+        made, reference = pictures
+        if not made.isfinite().all():
+            return "pictures are not numbers"
+        is_trained = module.earlier_images + module.images_seen >= self.untrained_images
+        if is_trained and made.amax() < -0.98 < reference.mean():
+            return "every picture is black"
+        spread, expected = (_spread(each) for each in (made, reference))
+        if is_trained and expected > SMALLEST_REFERENCE_SPREAD and spread < expected / 10:
+            return f"pictures are of one colour (a standard deviation of {spread:.3f}, where {expected:.3f} is right)"
+        return self._idle_discriminator(trainer, module)
+
+    def _idle_discriminator(self, trainer: Trainer, module: AdversarialModule) -> str | None:
+        loss = trainer.callback_metrics.get("train/discriminator")
+        if loss is None or loss > self.discriminator_floor:
+            self._idle_since = None
+            return None
+        if self._idle_since is None:
+            self._idle_since = module.images_seen
+        idle = module.images_seen - self._idle_since
+        if idle < self.discriminator_images:
+            return None
+        self._idle_since = None
+        return (
+            f"the discriminator's loss has been {loss:.1e} for {idle:,} images: it tells all apart and teaches nothing"
+        )
+
+    @torch.no_grad()
+    def _pictures(self, trainer: Trainer, module: AdversarialModule) -> tuple[Tensor, Tensor] | None:
+        batch = next(iter(trainer.datamodule.val_dataloader()), None)  # type: ignore[attr-defined]
+        if batch is None:  # more ranks than validation pictures
+            return None
+        devices = [trainer.strategy.root_device] if trainer.strategy.root_device.type == "cuda" else []
+        with torch.random.fork_rng(devices), trainer.precision_plugin.val_step_context():
+            *_, reference, made = module.pictures(trainer.strategy.batch_to_device(batch)).values()
+        return made.float(), reference.float()
+
+    def _act(self, trainer: Trainer, module: AdversarialModule, reason: str) -> None:
+        self.alarms.append({"images": module.images_seen, "reason": reason})
+        folder = checkpoint_folder(trainer)
+        trainer.save_checkpoint(folder / ALARM_FILE)
+        told = f"alarm at {module.images_seen:,} images: {reason}"
+        is_lost = "not a number" in reason or "not numbers" in reason
+        if self.action == "warn" and not is_lost:
+            rank_zero_warn(f"{told}; it is kept as {folder / ALARM_FILE}, the training goes on")
+            return
+        if self.action == "roll_back" and len(self.alarms) <= self.rollbacks and (folder / "last.ckpt").is_file():
+            try:
+                self._roll_back(trainer, module, folder / "last.ckpt")
+            except ValueError as error:  # a network that was narrowed since
+                raise RuntimeError(f"{told}; {folder / 'last.ckpt'} cannot be gone back to: {error}") from error
+            rank_zero_warn(f"{told}; back to {folder / 'last.ckpt'} with {self.rate_factor:g} times the learning rates")
+            return
+        raise RuntimeError(
+            f"{told}; it is kept as {folder / ALARM_FILE}. Lower the learning rates or raise "
+            "model.reconstruction_weight, then go on from the last good checkpoint with --ckpt_path last, or start a "
+            "new run; --alarm.action roll_back does so by itself"
+        )
+
+    def _roll_back(self, trainer: Trainer, module: AdversarialModule, file: Path) -> None:
+        state = torch.load(file, map_location=module.device, weights_only=True)
+        refuse_other_weights(state["state_dict"], module.state_dict())
+        module.load_state_dict(state["state_dict"])
+        for optimizer, kept in zip(trainer.optimizers, state["optimizer_states"], strict=True):
+            # a decay multiplies initial_lr; both come from the groups as they are, lowered by every roll back so far
+            rates: list[dict[str, Any]] = [
+                {name: group[name] * self.rate_factor for name in ("lr", "initial_lr") if name in group}
+                for group in optimizer.param_groups
+            ]
+            optimizer.load_state_dict(kept)
+            for group, lowered in zip(optimizer.param_groups, rates, strict=True):
+                group.update(lowered)
+
+
+def _spread(pictures: Tensor) -> Tensor:
+    """Standard deviation over each picture's pixels, the mean of (B, 3, H, W) over pictures and channels."""
+    return pictures.std(dim=(2, 3)).mean()

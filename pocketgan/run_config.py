@@ -1,0 +1,44 @@
+"""A run's config, from its folder or from Weights & Biases."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+# what SaveRunConfig tells loggers beside the config, and what Weights & Biases adds of its own
+NO_SETTINGS = ("environment", "pair_set", "_wandb")
+
+
+def config_of_run(run: str) -> str:
+    """The YAML of a run.
+
+    Args:
+        run: Run folder, or ENTITY/PROJECT/ID at Weights & Biases.
+
+    Raises:
+        FileNotFoundError: It is neither.
+        ValueError: Weights & Biases' run holds no config of pocketgan.
+    """
+    file = Path(run) / "config.yaml"
+    if file.is_file():
+        return file.read_text()
+    if Path(run).exists() or run.count("/") != 2:
+        raise FileNotFoundError(
+            f"{run} is neither a run folder (no config.yaml in it) nor ENTITY/PROJECT/ID at Weights & Biases"
+        )
+    found = _config_at_wandb(run)
+    config = {key: value for key, value in found.items() if key not in NO_SETTINGS}
+    if "model" not in config:
+        raise ValueError(f"{run} at Weights & Biases was not logged by pocketgan: its config has no model")
+    return yaml.safe_dump(config, sort_keys=False)
+
+
+def _config_at_wandb(run: str) -> dict[str, Any]:
+    import wandb
+
+    try:
+        return dict(wandb.Api().run(run).config)
+    except (wandb.errors.CommError, wandb.errors.UsageError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{run} is no run folder here, and Weights & Biases does not give it: {error}; see `wandb login`"
+        ) from error

@@ -1,0 +1,36 @@
+"""An exported model beside its run at Weights & Biases."""
+
+import json
+import warnings
+from pathlib import Path
+
+from pocketgan.run_folder import WANDB_FILE
+
+
+def record_export(run: Path, file: Path) -> None:
+    """Log an exported model as an artifact of its run, where that was logged online; a failure is a warning.
+
+    Args:
+        run: Run folder.
+        file: The model; its figures stand beside it in a JSON file of the same name.
+    """
+    noted = run / WANDB_FILE
+    if not noted.is_file():
+        return
+    found = json.loads(noted.read_text())
+    if found["mode"] != "online":
+        return
+    import wandb
+
+    try:
+        with wandb.init(
+            id=found["id"], project=found["project"], entity=found["entity"], resume="allow", dir=str(run)
+        ) as logged:
+            logged.use_artifact(f"run-{found['id']}:latest")
+            figures = file.with_suffix(".json")
+            exported = wandb.Artifact(f"export-{found['id']}", "export", metadata=json.loads(figures.read_text()))
+            exported.add_file(str(file))
+            exported.add_file(str(figures))
+            logged.log_artifact(exported)
+    except (wandb.Error, OSError, TypeError, ValueError) as error:
+        warnings.warn(f"{file} is exported, but not recorded at Weights & Biases: {error}", stacklevel=2)
