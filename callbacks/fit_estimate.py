@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.console import say
-from callbacks.image_budget import ImageBudget
+from callbacks.image_budget import budget_of
 from lightning_modules import PairedGAN, UnpairedGAN
 from pocketgan.compression import layer_macs
 
@@ -31,7 +31,10 @@ class FitEstimate(Callback):
         """Choose how many batches to time: no more than the budget has."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         batch_images = data.batch_size // getattr(pl_module, "discriminator_steps", 1)
-        whole = -(-_budget(trainer) // batch_images)
+        budget = budget_of(trainer)
+        assert budget is not None, "the command line adds one"
+        self._budget = budget
+        whole = -(-budget // batch_images)
         self._warm_up = min(WARM_UP_BATCHES, whole - 1)
         self._last = min(self._warm_up + TIMED_BATCHES, whole)
         self._mark(pl_module)
@@ -80,9 +83,9 @@ class FitEstimate(Callback):
         else:
             say(f"memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB of this process")
         batch_size, timed = trainer.datamodule.batch_size, self._last - self._warm_up  # type: ignore[attr-defined]
-        say(f"images: {_budget(trainer):,} in batches of {batch_size} on {trainer.world_size} processes")
+        say(f"images: {self._budget:,} in batches of {batch_size} on {trainer.world_size} processes")
         if speed:
-            seconds = _budget(trainer) / speed
+            seconds = self._budget / speed
             say(
                 f"time: {seconds:,.0f} s ({seconds / 3600:.2f} h) of training steps, {speed:.1f} images a second over "
                 f"{timed} batches; validations come on top"
@@ -90,10 +93,6 @@ class FitEstimate(Callback):
         folder = Path(trainer.default_root_dir)
         say(f"{folder} would get config.yaml, environment.json, metrics.csv, samples/, and checkpoints/ of")
         say(f"{checkpoint_bytes / 2**20:.1f} MiB each; nothing was written")
-
-
-def _budget(trainer: Trainer) -> int:
-    return next(each.images for each in trainer.callbacks if isinstance(each, ImageBudget))  # type: ignore[attr-defined]
 
 
 def _generator_macs(trainer: Trainer, module: LightningModule) -> int | None:

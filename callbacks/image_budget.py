@@ -8,6 +8,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from callbacks.console import say
 
 
+def budget_of(trainer: Trainer) -> int | None:
+    """Images at which a run ends; None where nothing counts them."""
+    return next((each.images for each in trainer.callbacks if isinstance(each, ImageBudget)), None)  # type: ignore[attr-defined]
+
+
 class ImageBudget(Callback):
     """Stops the run once the generator has seen this many images over all ranks.
 

@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from rich.progress import TaskID
 
-from callbacks.image_budget import ImageBudget
+from callbacks.image_budget import budget_of
 
 
 class ImageProgressBar(RichProgressBar):
@@ -17,7 +17,7 @@ class ImageProgressBar(RichProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look the budget up."""
-        budget = next((each.images for each in trainer.callbacks if isinstance(each, ImageBudget)), None)  # type: ignore[attr-defined]
+        budget = budget_of(trainer)
         self._budget_images = budget if hasattr(pl_module, "images_seen") else None
         super().on_train_start(trainer, pl_module)
 

@@ -14,7 +14,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.console import say
-from callbacks.image_budget import ImageBudget
+from callbacks.image_budget import budget_of
 from callbacks.trainer_state import without_augmentation, write_into_run
 from lightning_modules import LoRAAdaptation
 from pocketgan.adapters import keep_ranks, ranks_of, resized, scaled_ranks, stored_bytes
@@ -149,7 +149,7 @@ class RankSearch(Callback):
             pl_module.allocate(largest)
 
     def _trial_images(self, trainer: Trainer) -> int:
-        budget = next((callback.images for callback in trainer.callbacks if isinstance(callback, ImageBudget)), None)  # type: ignore[attr-defined]
+        budget = budget_of(trainer)
         if budget is None:
             raise ValueError("RankSearch takes a share of the run's budget in images; add the callback ImageBudget")
         batch_size: int = trainer.datamodule.batch_size  # type: ignore[attr-defined]

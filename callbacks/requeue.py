@@ -12,8 +12,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from callbacks.console import say
 from callbacks.trainer_state import checkpoint_folder
 
-UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h
-
 
 class Requeue(Callback):
     """On SIGUSR1 saves ``last.ckpt`` after the batch in work and, under SLURM, puts the job back into the queue.
@@ -69,7 +67,7 @@ class Requeue(Callback):
             job = requeue_job()
             what = f"job {job} is back in the queue" if job else "start it again with --ckpt_path last"
             say(f"SIGUSR1 at {images:,} images: {folder}/last.ckpt is written; {what}")
-        raise SystemExit(0 if trainer.strategy.broadcast(job) else UNFINISHED)
+        raise SystemExit(0 if trainer.strategy.broadcast(job) else os.EX_TEMPFAIL)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """Listen no more."""

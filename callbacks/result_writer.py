@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
+
+from callbacks.trainer_state import is_validating_a_fit
 
 
 class ResultWriter(Callback, ABC):
@@ -34,5 +35,5 @@ class ResultWriter(Callback, ABC):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write, but for Lightning's sanity check of untrained weights."""
-        if trainer.state.fn == TrainerFn.FITTING and trainer.is_global_zero and not trainer.sanity_checking:
+        if trainer.is_global_zero and is_validating_a_fit(trainer):
             self.write(pl_module, Path(trainer.default_root_dir))

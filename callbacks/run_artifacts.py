@@ -1,6 +1,5 @@
 """What a run was made of and what it made, at Weights & Biases."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from callbacks.trainer_state import checkpoint_folder
 from callbacks.wandb_run_logger import WandbRunLogger
 from lightning_modules.run_state import read_config
 from pocketgan.pair_set import MANIFEST_FILE_NAME
-from pocketgan.run_folder import WANDB_FILE
+from pocketgan.run_folder import wandb_result_name, wandb_run_of
 
 RUN_ROLES = ("base", "teacher", "start")  # arguments of modules that name other runs
 
@@ -41,28 +40,22 @@ class RunArtifacts(Callback):
             (run.log_artifact if run.offline else run.use_artifact)(pairs)
         arguments = read_config(folder)["model"]["init_args"]
         for other in filter(None, (arguments.get(role) for role in RUN_ROLES)):
-            noted = Path(other) / WANDB_FILE
-            if not noted.is_file():
+            found = wandb_run_of(Path(other))
+            if found is None:
                 continue
-            found = json.loads(noted.read_text())
-            made_from.append(result_name(found["id"]))
+            made_from.append(wandb_result_name(found["id"]))
             if not run.offline and found["mode"] == "online":
-                path = "/".join(filter(None, (found["entity"], found["project"], result_name(found["id"]))))
+                path = "/".join(filter(None, (found["entity"], found["project"], wandb_result_name(found["id"]))))
                 run.use_artifact(f"{path}:latest")
         images = getattr(module, "images_seen", 0)
         kind = "adapter" if (folder / "adapter").is_dir() else "model"
-        result = wandb.Artifact(result_name(run.id), kind, metadata={"made_from": made_from, "images": images})
+        result = wandb.Artifact(wandb_result_name(run.id), kind, metadata={"made_from": made_from, "images": images})
         result.add_file(str(folder / "config.yaml"))
         if kind == "adapter":
             result.add_dir(str(folder / "adapter"), name="adapter")
         else:
             result.add_file(str(checkpoint_folder(trainer) / "last.ckpt"))
         run.log_artifact(result)
-
-
-def result_name(identity: str) -> str:
-    """Name of the artifact that holds what a run made."""
-    return f"run-{identity}"
 
 
 def _pair_set(data: Any) -> Any:

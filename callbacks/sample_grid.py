@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch.utils.data import DataLoader, Subset
 
+from callbacks.trainer_state import is_validating_a_fit, validation_precision
 from callbacks.unstopping_logger import UnstoppingLogger
 from lightning_modules import AdversarialModule
 from pocketgan.images import to_image
@@ -40,8 +40,8 @@ class SampleGrid(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the sheet on rank 0, from its share of the split."""
-        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if not (fitting and self.pictures and trainer.is_global_zero and isinstance(pl_module, AdversarialModule)):
+        is_asked = self.pictures and trainer.is_global_zero and is_validating_a_fit(trainer)
+        if not is_asked or not isinstance(pl_module, AdversarialModule):
             return
         columns = self._columns(trainer, pl_module)
         if not columns:
@@ -73,8 +73,7 @@ class SampleGrid(Callback):
             Subset(loader.dataset, places), loader.batch_size, collate_fn=loader.collate_fn, generator=torch.Generator()
         )
         columns: dict[str, list[Image.Image]] = {}
-        devices = [trainer.strategy.root_device] if trainer.strategy.root_device.type == "cuda" else []
-        with torch.random.fork_rng(devices), trainer.precision_plugin.val_step_context():
+        with validation_precision(trainer):
             for batch in chosen:
                 for title, pictures in module.pictures(trainer.strategy.batch_to_device(batch)).items():
                     columns.setdefault(title, []).extend(to_image(picture) for picture in pictures.float())

@@ -14,8 +14,8 @@ from callbacks.console import say
 from callbacks.trainer_state import write_into_run
 from lightning_modules import PairedGAN, UnpairedGAN
 from pocketgan.environment import describe_environment
+from pocketgan.run_config import flat
 from pocketgan.run_folder import ENVIRONMENT_FILE
-from pocketgan.run_report import flat
 
 
 class SaveRunConfig(SaveConfigCallback):

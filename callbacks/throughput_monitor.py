@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks.image_budget import ImageBudget
+from callbacks.image_budget import budget_of
 
 
 class ThroughputMonitor(Callback):
@@ -60,7 +60,7 @@ class ThroughputMonitor(Callback):
     def _measured(self, trainer: Trainer, images: int) -> dict[str, float]:
         speed = (images - self._images) / self._seconds
         figures = {"images_per_second": speed, "data_wait_share": self._waited / self._seconds}
-        budget = next((each.images for each in trainer.callbacks if isinstance(each, ImageBudget)), None)  # type: ignore[attr-defined]
+        budget = budget_of(trainer)
         if budget is not None:
             figures["hours_left"] = max(budget - images, 0) / speed / 3600
         device = trainer.strategy.root_device

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from pocketgan.files import write_whole
 
@@ -17,6 +19,19 @@ def without_augmentation(trainer: Trainer) -> Iterator[None]:
         yield
     finally:
         trainer.training = True
+
+
+def is_validating_a_fit(trainer: Trainer) -> bool:
+    """Whether a validation is one of a training's, not Lightning's sanity check of untrained weights."""
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+
+
+@contextmanager
+def validation_precision(trainer: Trainer) -> Iterator[None]:
+    """Run networks as a validation does, without the training's random numbers."""
+    devices = [trainer.strategy.root_device] if trainer.strategy.root_device.type == "cuda" else []
+    with torch.random.fork_rng(devices), trainer.precision_plugin.val_step_context():
+        yield
 
 
 def write_into_run(trainer: Trainer, name: str, text: str) -> None:

@@ -5,11 +5,10 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from callbacks.trainer_state import checkpoint_folder
+from callbacks.trainer_state import checkpoint_folder, is_validating_a_fit, validation_precision
 from lightning_modules import AdversarialModule
 from lightning_modules.run_state import refuse_other_weights
 
@@ -76,8 +75,7 @@ class TrainingAlarm(Callback):
         Raises:
             RuntimeError: The run ends here.
         """
-        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if not fitting or not isinstance(pl_module, AdversarialModule):
+        if not is_validating_a_fit(trainer) or not isinstance(pl_module, AdversarialModule):
             return
         found = self._found(trainer, pl_module)
         # all ranks act alike, on what the first of those that found something says
@@ -124,8 +122,7 @@ class TrainingAlarm(Callback):
         batch = next(iter(trainer.datamodule.val_dataloader()), None)  # type: ignore[attr-defined]
         if batch is None:  # more ranks than validation pictures
             return None
-        devices = [trainer.strategy.root_device] if trainer.strategy.root_device.type == "cuda" else []
-        with torch.random.fork_rng(devices), trainer.precision_plugin.val_step_context():
+        with validation_precision(trainer):
             *_, reference, made = module.pictures(trainer.strategy.batch_to_device(batch)).values()
         return made.float(), reference.float()
 

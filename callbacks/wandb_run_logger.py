@@ -14,7 +14,7 @@ from PIL import Image
 
 from callbacks.unstopping_logger import UnstoppingLogger
 from pocketgan.files import write_whole
-from pocketgan.run_folder import WANDB_FILE
+from pocketgan.run_folder import WANDB_FILE, wandb_run_of
 
 
 class WandbRunLogger(UnstoppingLogger, WandbLogger):
@@ -47,7 +47,7 @@ class WandbRunLogger(UnstoppingLogger, WandbLogger):
                 begun = self.attempt(f"start {mode}", self._begin)
                 if begun is not None:
                     break
-            if mode == "offline" != self.mode:
+            if mode == "offline" and self.mode == "online":
                 rank_zero_warn(f"logging offline into {folder}/wandb; send it later with `wandb sync {folder}/wandb/*`")
             if begun is not None and mode != "disabled":
                 self._note(folder, begun, mode)
@@ -83,8 +83,5 @@ def run_id(run: Path) -> str:
     """The id of a run folder at Weights & Biases: its sweep's agent's, the folder's own, or a new one."""
     if given := os.environ.get("WANDB_RUN_ID"):
         return given
-    noted = run / WANDB_FILE
-    if noted.is_file():
-        found: str = json.loads(noted.read_text())["id"]
-        return found
-    return secrets.token_hex(4)
+    noted = wandb_run_of(run)
+    return secrets.token_hex(4) if noted is None else str(noted["id"])

@@ -265,10 +265,10 @@ class ChannelCondensation(PairedGAN):
 
     def _budget_images(self) -> float:
         """Images at which the run ends; endless without an image budget."""
-        from callbacks import ImageBudget  # which itself stands above the modules
+        from callbacks.image_budget import budget_of  # which itself stands above the modules
 
-        budgets = [each.images for each in self.trainer.callbacks if isinstance(each, ImageBudget)]  # type: ignore[attr-defined]
-        return min(budgets, default=math.inf)
+        budget = budget_of(self.trainer)
+        return math.inf if budget is None else budget
 
     @torch.no_grad()
     def validation_loss(self) -> float:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 TABLE_FILE, PLOT_FILE, JOURNAL_FILE, SWEEP_FILE = "trials.csv", "trials.png", "trials.journal", "sweep.yaml"
 DEFAULT_TRIALS = 20
-UNFINISHED = 75  # what a fit ends with that is to be started again
 POLL_SECONDS, PATIENCE_SECONDS = 0.5, 30.0
 
 
@@ -75,9 +74,10 @@ def run_local_sweep(sweep: Sweep, out: Path, trials: int | None, jobs: int, seed
         _take_up_broken_off(study)
         # other draws than those of the starts before
         study.sampler = _sampler(sweep, seed + len(study.trials))
-        wanted = trials or sweep.run_cap or (sweep.grid_size if sweep.method == "grid" else None) or DEFAULT_TRIALS
-        if sweep.method == "grid":
-            wanted = min(wanted, _enqueue_grid(sweep, study))
+        combinations = _enqueue_grid(sweep, study) if sweep.method == "grid" else None
+        wanted = trials or sweep.run_cap or combinations or DEFAULT_TRIALS
+        if combinations is not None:
+            wanted = min(wanted, combinations)
         slots: queue.Queue[int] = queue.Queue()
         for slot in range(jobs):
             slots.put(slot)
@@ -151,7 +151,7 @@ class _Trial:
             finally:
                 _end(process)
         reported = self._report_new(trial, folder, reported)
-        if process.returncode < 0 or process.returncode == UNFINISHED:
+        if process.returncode < 0 or process.returncode == os.EX_TEMPFAIL:  # to be started again
             trial.set_user_attr("interrupted", not self._was_stopped)
         if process.returncode and not self._was_stopped:
             raise _TrialFailedError(f"{folder} ended with {process.returncode}; see {folder}/log.txt")

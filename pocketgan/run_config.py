@@ -33,6 +33,17 @@ def config_of_run(run: str) -> str:
     return yaml.safe_dump(config, sort_keys=False)
 
 
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Values of a nested config by their paths."""
+    if not isinstance(config, dict) or not config:
+        return {prefix: config}
+    return {
+        key: value
+        for name, inner in config.items()
+        for key, value in flat(inner, f"{prefix}.{name}".strip(".")).items()
+    }
+
+
 def _config_at_wandb(run: str) -> dict[str, Any]:
     import wandb
 

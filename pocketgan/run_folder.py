@@ -1,12 +1,26 @@
 """What a run leaves in its folder, read back without Lightning."""
 
 import csv
+import json
 from pathlib import Path
+from typing import Any
 
 RANKS_FILE, TRACE_FILE = "ranks.yaml", "rank_search.json"  # of a rank search
 COMPRESSION_FILE = "compression.json"  # of a condensation
 ENVIRONMENT_FILE = "environment.json"  # code, packages, hardware, pair set
 WANDB_FILE = "wandb.json"  # id of its run at Weights & Biases
+
+
+def wandb_run_of(run: Path) -> dict[str, Any] | None:
+    """A run folder's ``id``, ``project``, ``entity`` and ``mode`` at Weights & Biases; None if it has none."""
+    file = run / WANDB_FILE
+    found: dict[str, Any] | None = json.loads(file.read_text()) if file.is_file() else None
+    return found
+
+
+def wandb_result_name(identity: str) -> str:
+    """Name of the artifact that holds what a run made."""
+    return f"run-{identity}"
 
 
 def last_figures(run: Path, stage: str) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """One page about one run or several side by side, which needs no other file."""
 
 import base64
+import contextlib
 import csv
 import html
 import io
@@ -14,7 +15,8 @@ import yaml
 from PIL import Image
 
 from pocketgan.files import write_whole
-from pocketgan.run_folder import COMPRESSION_FILE, ENVIRONMENT_FILE, TRACE_FILE
+from pocketgan.run_config import flat
+from pocketgan.run_folder import COMPRESSION_FILE, ENVIRONMENT_FILE, TRACE_FILE, last_figures
 
 SHOWN_PICTURES = 4
 # settings of where and how, not of what
@@ -96,17 +98,6 @@ def read_run(run: Path) -> RunRecord:
         {**_last_figures(run), **_sizes(run), **_rank_trace(run), **_compression(run), **_exports(run)},
         made_with,
     )
-
-
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Values of a nested config by their paths."""
-    if not isinstance(config, dict) or not config:
-        return {prefix: config}
-    return {
-        key: value
-        for name, inner in config.items()
-        for key, value in flat(inner, f"{prefix}.{name}".strip(".")).items()
-    }
 
 
 def write_run_report(runs: Sequence[Path], out: Path) -> None:
@@ -247,15 +238,9 @@ def _curves(file: Path) -> dict[str, list[tuple[float, float]]]:
 def _last_figures(run: Path) -> dict[str, list[list[str]]]:
     tables = {}
     for stage, told in (("val", "validation"), ("test", "test")):
-        figures: dict[str, str] = {}
-        file = run / "metrics.csv"
-        if file.is_file():
-            with file.open(newline="") as lines:
-                for row in csv.DictReader(lines):
-                    own = {name: value for name, value in row.items() if value and name.startswith(f"{stage}/")}
-                    figures = own or figures
-        if figures:
-            rows = [[name.partition("/")[2], f"{float(value):.4g}"] for name, value in figures.items()]
+        with contextlib.suppress(FileNotFoundError, ValueError):  # not measured yet
+            figures = last_figures(run, stage)
+            rows = [[name, f"{value:.4g}"] for name, value in figures.items() if name != "images"]
             tables[f"Last figures on the {told} photos"] = rows
     return tables
 

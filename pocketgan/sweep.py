@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,13 +75,6 @@ class Sweep:
     def words(self, values: dict[str, Any]) -> list[str]:
         """The command line of `pocketgan` for a trial's values, as W&B's agent makes it of ``${args}``."""
         return [*self.command, *(f"--{name}={value}" for name, value in values.items())]
-
-    @property
-    def grid_size(self) -> int | None:
-        """Combinations of all values; None where a parameter has endlessly many."""
-        if all(parameter.values for parameter in self.parameters):
-            return math.prod(len(parameter.values) for parameter in self.parameters)
-        return None
 
 
 def read_sweep(file: Path) -> Sweep:

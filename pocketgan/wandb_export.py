@@ -4,7 +4,7 @@ import json
 import warnings
 from pathlib import Path
 
-from pocketgan.run_folder import WANDB_FILE
+from pocketgan.run_folder import wandb_result_name, wandb_run_of
 
 
 def record_export(run: Path, file: Path) -> None:
@@ -14,11 +14,8 @@ def record_export(run: Path, file: Path) -> None:
         run: Run folder.
         file: The model; its figures stand beside it in a JSON file of the same name.
     """
-    noted = run / WANDB_FILE
-    if not noted.is_file():
-        return
-    found = json.loads(noted.read_text())
-    if found["mode"] != "online":
+    found = wandb_run_of(run)
+    if found is None or found["mode"] != "online":
         return
     import wandb
 
@@ -26,7 +23,7 @@ def record_export(run: Path, file: Path) -> None:
         with wandb.init(
             id=found["id"], project=found["project"], entity=found["entity"], resume="allow", dir=str(run)
         ) as logged:
-            logged.use_artifact(f"run-{found['id']}:latest")
+            logged.use_artifact(f"{wandb_result_name(found['id'])}:latest")
             figures = file.with_suffix(".json")
             exported = wandb.Artifact(f"export-{found['id']}", "export", metadata=json.loads(figures.read_text()))
             exported.add_file(str(file))
