@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.console import say
 from callbacks.image_budget import budget_of
+from callbacks.trainer_state import batch_images
 from lightning_modules import PairedGAN, UnpairedGAN
 from pocketgan.compression import layer_macs
 
@@ -29,12 +30,10 @@ class FitEstimate(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose how many batches to time: no more than the budget has."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        batch_images = data.batch_size // getattr(pl_module, "discriminator_steps", 1)
         budget = budget_of(trainer)
         assert budget is not None, "the command line adds one"
         self._budget = budget
-        whole = -(-budget // batch_images)
+        whole = -(-budget // batch_images(trainer))
         self._warm_up = min(WARM_UP_BATCHES, whole - 1)
         self._last = min(self._warm_up + TIMED_BATCHES, whole)
         self._mark(pl_module)

@@ -2,6 +2,8 @@
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.trainer_state import batch_images
+
 
 class ImageQuality(Callback):
     """Measures image quality every so many images, whatever the batch and the number of ranks.
@@ -22,10 +24,8 @@ class ImageQuality(Callback):
             raise ValueError(f"image quality every {every_images} images; give 1 or more, or null")
         self.every_images = every_images
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """Set the interval, before Lightning reads it."""
         if stage == "fit" and self.every_images is not None:
-            data = trainer.datamodule  # type: ignore[attr-defined]
-            batch_images = data.batch_size // getattr(pl_module, "discriminator_steps", 1)
-            trainer.val_check_interval = -(-self.every_images // batch_images)
+            trainer.val_check_interval = -(-self.every_images // batch_images(trainer))
             trainer.check_val_every_n_epoch = None

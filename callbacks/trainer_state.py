@@ -34,6 +34,12 @@ def validation_precision(trainer: Trainer) -> Iterator[None]:
         yield
 
 
+def batch_images(trainer: Trainer) -> int:
+    """Images that the generator sees in a batch over all ranks."""
+    batch_size: int = trainer.datamodule.batch_size  # type: ignore[attr-defined]
+    return batch_size // getattr(trainer.lightning_module, "discriminator_steps", 1)
+
+
 def write_into_run(trainer: Trainer, name: str, text: str) -> None:
     """Write a whole file into the run folder, which is made if need be."""
     folder = Path(trainer.default_root_dir)
