@@ -54,6 +54,10 @@ class WandbRunLogger(UnstoppingLogger, WandbLogger):
         return self._experiment
 
     def _begin(self) -> Any:
+        import wandb
+
+        if wandb.run is not None:  # Lightning would go on in it, whoever began it
+            self._experiment = wandb.init(**self._wandb_init, reinit="create_new")
         run = super().experiment
         # curves over images seen, the clock of everything here
         run.define_metric("images")

@@ -94,6 +94,20 @@ def test_an_outage_is_a_warning(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "run" / "wandb.json").read_text())["mode"] == "offline"
 
 
+def test_a_run_in_progress_stays_whose_it_is(tmp_path):
+    import wandb
+
+    theirs = wandb.init(mode="offline", dir=tmp_path, project="theirs")
+    try:
+        logger = WandbRunLogger(tmp_path / "run", "offline", {"project": "tests"})
+        logger.log_metrics({"images": 1.0}, 1)
+        logger.finalize("success")
+        assert json.loads((tmp_path / "run" / "wandb.json").read_text())["id"] != theirs.id
+        assert wandb.run is theirs
+    finally:
+        wandb.finish()
+
+
 def test_whatever_a_logger_raises_is_one_warning(tmp_path, monkeypatch):
     logger = MetricsCSV(tmp_path / "run")
 
