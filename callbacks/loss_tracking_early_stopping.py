@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, NoReturn, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader, Subset
 from callbacks.console import say
 from callbacks.image_budget import ImageBudget
 from callbacks.trainer_state import without_augmentation, write_into_run
+from callbacks.training_alarm import TrainingAlarm
+from lightning_modules import AdversarialModule
 
 Preset = Literal["textual_inversion", "custom_diffusion", "dreambooth_lora", "adapter"]
 # window, threshold and batches from one value to the next; the first three are those of DVAR's README, the last is
@@ -204,7 +206,7 @@ class LossTrackingEarlyStopping(Callback):
         if self._begun is None:  # not before: a rank search is no part of the run that is tracked
             self._begun = time.perf_counter()
         if self.batches % self.every_n_batches == 0:
-            value = self._objective(trainer, pl_module)
+            value = self._finite_objective(trainer, pl_module)
             self.history.append(value)
             ratio = self._ratio()
             pl_module.log_dict({"train/tracked_objective": value, "train/variance_ratio": ratio})
@@ -216,14 +218,22 @@ class LossTrackingEarlyStopping(Callback):
         """Look at what a checkpoint is about to hold.
 
         Raises:
-            ValueError: A weight, or the objective, is not finite.
+            ValueError: A weight, or the objective, is not finite, and no alarm rolls back.
+            RuntimeError: The alarm has rolled back too often, or has nothing to go back to.
         """
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        for name, value in pl_module.state_dict().items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                self._refuse(trainer, f"{name} is not finite")
-        self._objective(trainer, pl_module)
+        broken = next(
+            (
+                name
+                for name, value in pl_module.state_dict().items()
+                if value.is_floating_point() and not torch.isfinite(value).all()
+            ),
+            None,
+        )
+        if not trainer.strategy.reduce_boolean_decision(broken is None):
+            self._roll_back_or_refuse(trainer, pl_module, f"{broken or 'a weight of another rank'} is not finite")
+        self._finite_objective(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Refuse a run without data, which Lightning ends without a word.
@@ -312,11 +322,7 @@ class LossTrackingEarlyStopping(Callback):
         return _part(freeze(batch) if freeze else batch, share), len(share) / self.images
 
     def _objective(self, trainer: Trainer, module: LightningModule) -> float:
-        """The mean over all ranks.
-
-        Raises:
-            ValueError: It is not finite.
-        """
+        """The mean over all ranks."""
         assert isinstance(module, DeterministicObjective)
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize(trainer.strategy.root_device)  # what is queued is the training's time
@@ -325,11 +331,21 @@ class LossTrackingEarlyStopping(Callback):
             mean = module.deterministic_objective(self._batch).float() * self._share
         value = float(trainer.strategy.reduce(mean, reduce_op="sum"))
         self._tracking_seconds += time.perf_counter() - begun
-        if not np.isfinite(value):
-            self._refuse(trainer, f"the tracked objective is {value}")
         return value
 
-    def _refuse(self, trainer: Trainer, found: str) -> NoReturn:
+    def _finite_objective(self, trainer: Trainer, module: LightningModule) -> float:
+        value = self._objective(trainer, module)
+        while not np.isfinite(value):  # until the alarm refuses to roll back once more
+            self._roll_back_or_refuse(trainer, module, f"the tracked objective is {value}")
+            value = self._objective(trainer, module)
+        return value
+
+    def _roll_back_or_refuse(self, trainer: Trainer, module: LightningModule, found: str) -> None:
+        alarms = (each for each in trainer.callbacks if isinstance(each, TrainingAlarm))  # type: ignore[attr-defined]
+        alarm = next((each for each in alarms if each.action == "roll_back"), None)
+        if alarm is not None and isinstance(module, AdversarialModule):
+            alarm.act(trainer, module, found)
+            return
         kept = getattr(trainer.checkpoint_callback, "last_model_path", "")
         there = f"{kept} holds the weights of the last validation, which were finite" if kept else "no checkpoint yet"
         raise ValueError(

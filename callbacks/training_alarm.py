@@ -11,6 +11,7 @@ from torch import Tensor
 from callbacks.trainer_state import checkpoint_folder, is_validating_a_fit, validation_precision
 from lightning_modules import AdversarialModule
 from lightning_modules.run_state import refuse_other_weights
+from pocketgan.losses import AdversarialLoss
 
 ALARM_FILE = "alarm.ckpt"
 SMALLEST_REFERENCE_SPREAD = 0.05  # of the reference pictures, on [-1, 1]: below it one colour may be right
@@ -22,7 +23,8 @@ class TrainingAlarm(Callback):
     * *not a number* among the weights or in the made pictures,
     * *one colour*: pictures that hardly vary where those they should be like do,
     * *black*: pictures at -1 where those they should be like are not,
-    * *discriminator*: its loss stays at 0, where nothing is to be learned from it, for ``discriminator_images``.
+    * *discriminator*: for ``discriminator_images`` its loss stays at 0, where it is always right, or above what saying
+      the same of every picture would cost, where it is fooled: nothing is to be learned from it in either case.
 
     What broke is kept as ``checkpoints/alarm.ckpt``. ``roll_back`` puts weights and optimizers of ``last.ckpt`` back
     and goes on with a lower learning rate; the clock of images goes on, so that data and schedules do.
@@ -34,6 +36,7 @@ class TrainingAlarm(Callback):
         rate_factor: Of all learning rates at each time.
         discriminator_images: See above.
         discriminator_floor: Losses of the discriminator up to this count as 0.
+        discriminator_ceiling: Losses above so many times that of the best constant answer count as fooled.
         untrained_images: Images, of earlier stages too, until which pictures may be black or of one colour.
 
     Raises:
@@ -47,6 +50,7 @@ class TrainingAlarm(Callback):
         rate_factor: float = 0.5,
         discriminator_images: int = 20_000,
         discriminator_floor: float = 1e-4,
+        discriminator_ceiling: float = 1.5,
         untrained_images: int = 2_000,
     ) -> None:
         if not 0 < rate_factor <= 1:
@@ -56,18 +60,23 @@ class TrainingAlarm(Callback):
                 f"rollbacks is {rollbacks}, discriminator_images {discriminator_images}; give 0 or more, and 1 or more"
             )
         self.action, self.rollbacks, self.rate_factor = action, rollbacks, rate_factor
-        self.discriminator_images, self.discriminator_floor = discriminator_images, discriminator_floor
+        if discriminator_ceiling < 1:
+            raise ValueError(
+                f"discriminator_ceiling is {discriminator_ceiling:g}; give 1, what knowing nothing costs, or more"
+            )
+        self.discriminator_images = discriminator_images
+        self.discriminator_floor, self.discriminator_ceiling = discriminator_floor, discriminator_ceiling
         self.untrained_images = untrained_images
         self.alarms: list[dict[str, Any]] = []
-        self._idle_since: int | None = None
+        self._stuck: tuple[str, int] | None = None  # how, and since how many images
 
     def state_dict(self) -> dict[str, Any]:
         """What happened so far."""
-        return {"alarms": self.alarms, "idle_since": self._idle_since}
+        return {"alarms": self.alarms, "stuck": self._stuck}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from it."""
-        self.alarms, self._idle_since = state_dict["alarms"], state_dict["idle_since"]
+        self.alarms, self._stuck = state_dict["alarms"], state_dict["stuck"]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look, and act on what any rank found.
@@ -82,7 +91,7 @@ class TrainingAlarm(Callback):
         every = [trainer.strategy.broadcast(found, rank) for rank in range(trainer.world_size)]
         reason = next((each for each in every if each is not None), None)
         if reason is not None:
-            self._act(trainer, pl_module, reason)
+            self.act(trainer, pl_module, reason)
 
     def _found(self, trainer: Trainer, module: AdversarialModule) -> str | None:
         for name, weight in module.named_parameters():
@@ -100,22 +109,28 @@ class TrainingAlarm(Callback):
         spread, expected = (_spread(each) for each in (made, reference))
         if is_trained and expected > SMALLEST_REFERENCE_SPREAD and spread < expected / 10:
             return f"pictures are of one colour (a standard deviation of {spread:.3f}, where {expected:.3f} is right)"
-        return self._idle_discriminator(trainer, module)
+        return self._stuck_discriminator(trainer, module)
 
-    def _idle_discriminator(self, trainer: Trainer, module: AdversarialModule) -> str | None:
+    def _stuck_discriminator(self, trainer: Trainer, module: AdversarialModule) -> str | None:
         loss = trainer.callback_metrics.get("train/discriminator")
-        if loss is None or loss > self.discriminator_floor:
-            self._idle_since = None
+        how = None if loss is None else self._judged(float(loss), module.adversarial_loss)
+        if how is None:
+            self._stuck = None
             return None
-        if self._idle_since is None:
-            self._idle_since = module.images_seen
-        idle = module.images_seen - self._idle_since
-        if idle < self.discriminator_images:
+        if self._stuck is None or self._stuck[0] != how:
+            self._stuck = how, module.images_seen
+        images = module.images_seen - self._stuck[1]
+        if images < self.discriminator_images:
             return None
-        self._idle_since = None
-        return (
-            f"the discriminator's loss has been {loss:.1e} for {idle:,} images: it tells all apart and teaches nothing"
-        )
+        self._stuck = None
+        return f"the discriminator {how} for {images:,} images (its loss is {loss:.1e}): it teaches nothing"
+
+    def _judged(self, loss: float, adversarial_loss: AdversarialLoss) -> str | None:
+        if loss <= self.discriminator_floor:
+            return "has told all apart"
+        answers = torch.linspace(-1, 1, 21)  # between what the losses here ask for fakes and for real pictures
+        constant = min(float(adversarial_loss.discriminator(answer, answer)) for answer in answers)
+        return "has been fooled" if loss > self.discriminator_ceiling * constant else None
 
     @torch.no_grad()
     def _pictures(self, trainer: Trainer, module: AdversarialModule) -> tuple[Tensor, Tensor] | None:
@@ -126,7 +141,17 @@ class TrainingAlarm(Callback):
             *_, reference, made = module.pictures(trainer.strategy.batch_to_device(batch)).values()
         return made.float(), reference.float()
 
-    def _act(self, trainer: Trainer, module: AdversarialModule, reason: str) -> None:
+    def act(self, trainer: Trainer, module: AdversarialModule, reason: str) -> None:
+        """Do what ``action`` says; on all ranks alike.
+
+        Args:
+            trainer: The run's.
+            module: The GAN.
+            reason: What is wrong with it.
+
+        Raises:
+            RuntimeError: The run ends here.
+        """
         self.alarms.append({"images": module.images_seen, "reason": reason})
         folder = checkpoint_folder(trainer)
         trainer.save_checkpoint(folder / ALARM_FILE)

@@ -6,11 +6,14 @@ from typing import Any, ClassVar
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from pocketgan.losses import AdversarialLoss
+
 
 class AdversarialModule(LightningModule):
     """A GAN under manual optimisation whose clock is images seen by the generator over all ranks.
 
     Attributes:
+        adversarial_loss: What generator and discriminator minimise.
         quality: The figures that ``validate`` and ``test`` report.
         progress_figure: The one of them that stands in the progress bar, if any: a figure of each step there would make
             the CPU wait for the GPU.
@@ -19,6 +22,7 @@ class AdversarialModule(LightningModule):
     """
 
     progress_figure: ClassVar[str | None] = None
+    adversarial_loss: AdversarialLoss
     quality: Any  # its update differs from GAN to GAN
 
     def __init__(self) -> None:

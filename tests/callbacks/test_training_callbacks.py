@@ -15,8 +15,9 @@ from tiny_gan import fit_unpaired, make_image_folder
 from two_ranks import fit_on_two_ranks
 
 from callbacks import ImageProgressBar, ImageQuality, SampleGrid, ThroughputMonitor, TrainingAlarm
-from lightning_modules import BaseGAN, PairedGAN
+from lightning_modules import BaseGAN, LoRAAdaptation, PairedGAN
 from pocketgan.cli import main
+from pocketgan.losses import HingeLoss, LeastSquaresLoss, NonSaturatingLoss
 
 TRAINED = "--alarm.untrained_images=0"
 
@@ -169,20 +170,31 @@ def test_stop_ends_at_what_warn_only_tells(pair_set, tmp_path, broken):
         fit_base(pair_set, tmp_path / "run", "--alarm.action=stop", "--model.generator_optimizer.lr=1e-9", TRAINED)
 
 
-def test_a_discriminator_that_teaches_nothing():
+@pytest.mark.parametrize(
+    ("loss", "stuck", "told"),
+    [
+        (LeastSquaresLoss(), 1e-4, "has told all apart for 100 images (its loss is 1.0e-04): it teaches nothing"),
+        (LeastSquaresLoss(), 0.5, "has been fooled for 100 images"),  # one of every picture; a half would cost 0.25
+        (HingeLoss(), 4.0, "has been fooled for 100 images"),
+        (NonSaturatingLoss(), 2.5, "has been fooled for 100 images"),
+    ],
+)
+def test_a_discriminator_that_teaches_nothing(loss, stuck, told):
     alarm = TrainingAlarm(discriminator_images=100, discriminator_floor=1e-3)
-    trainer, module = SimpleNamespace(callback_metrics={}), SimpleNamespace(images_seen=0)
-    told = []
-    for images, loss in ((0, 0.5), (50, 1e-4), (100, 1e-4), (149, 1e-5), (150, 1e-5), (200, 1e-5)):
-        module.images_seen, trainer.callback_metrics["train/discriminator"] = images, torch.tensor(loss)
-        told.append(alarm._idle_discriminator(trainer, module))
-    assert [one is not None for one in told] == [False, False, False, False, True, False]
-    assert "has been 1.0e-05 for 100 images: it tells all apart and teaches nothing" in told[4]
+    trainer, module = SimpleNamespace(callback_metrics={}), SimpleNamespace(images_seen=0, adversarial_loss=loss)
+    answer = torch.zeros(1)
+    sound = 0.8 * float(loss.discriminator(answer + 0.5, answer + 0.5))
+    found = []
+    for images, value in ((0, sound), (50, stuck), (100, stuck), (149, stuck), (150, stuck), (200, stuck)):
+        module.images_seen, trainer.callback_metrics["train/discriminator"] = images, torch.tensor(value)
+        found.append(alarm._stuck_discriminator(trainer, module))
+    assert [one is not None for one in found] == [False, False, False, False, True, False]
+    assert told in found[4]
 
 
 def test_a_sound_run_has_no_alarm_and_the_same_weights(trained):
     """The fixture's runs have the alarm on, and warnings are errors."""
-    assert weights(trained["base"])["callbacks"]["TrainingAlarm"] == {"alarms": [], "idle_since": None}
+    assert weights(trained["base"])["callbacks"]["TrainingAlarm"] == {"alarms": [], "stuck": None}
     assert config_of(trained["base"])["alarm"]["action"] == "warn"
 
 
@@ -264,6 +276,32 @@ def test_an_adapter_is_watched_too(trained, tmp_path):
     run = fit_adapter(trained["pairs"], trained["base"], tmp_path / "run", "--data.concepts=[sepia]")
     assert sheets(run)
     assert rows(run, "speed/images_per_second")
+
+
+@pytest.mark.parametrize("every", [1, 100])  # found before a batch, or before the checkpoint
+def test_an_adapter_that_is_tracked_rolls_back_too(trained, tmp_path, monkeypatch, every):
+    step, done = LoRAAdaptation.training_step, []
+
+    def broken_step(self, batch, index):
+        step(self, batch, index)
+        if self.images_seen == 20 and not done:
+            done.append(True)
+            with torch.no_grad():
+                for weight in self.parameters():
+                    if weight.requires_grad:
+                        weight.fill_(float("nan"))
+
+    monkeypatch.setattr(LoRAAdaptation, "training_step", broken_step)
+    with pytest.warns(UserWarning, match=r"is (nan|not finite); back to .*last.ckpt with 0.5 times the learning rates"):
+        fit_adapter(
+            trained["pairs"], trained["base"], tmp_path / "run", "--data.concepts=[sepia]", "--alarm.action=roll_back",
+            f"--early_stopping.every_n_batches={every}", "--early_stopping.window=2", "--early_stopping.threshold=0",
+            "--budget.images=36",
+        )  # fmt: skip
+    last = weights(tmp_path / "run")
+    assert last["images_seen"] == 36
+    assert all(value.isfinite().all() for value in last["state_dict"].values() if value.is_floating_point())
+    assert len(last["callbacks"]["TrainingAlarm"]["alarms"]) == 1
 
 
 def test_numbers_that_make_no_sense():
