@@ -38,6 +38,6 @@ class RandomState(Callback):
             return
         state = states[trainer.global_rank]
         length = len(torch.get_rng_state())
-        torch.set_rng_state(state[:length].contiguous())
+        torch.set_rng_state(state[:length].clone())
         if torch.cuda.is_available() and len(state) > length:
-            torch.cuda.set_rng_state(state[length:].contiguous(), trainer.strategy.root_device)
+            torch.cuda.set_rng_state(state[length:].clone(), trainer.strategy.root_device)

@@ -1,12 +1,14 @@
 """What a run is for, as files of its own beside its checkpoints."""
 
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.trainer_state import is_validating_a_fit
+from lightning_modules.diffusion_module import DiffusionModule
 
 
 class ResultWriter(Callback, ABC):
@@ -35,5 +37,8 @@ class ResultWriter(Callback, ABC):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write, but for Lightning's sanity check of untrained weights."""
-        if trainer.is_global_zero and is_validating_a_fit(trainer):
-            self.write(pl_module, Path(trainer.default_root_dir))
+        if not is_validating_a_fit(trainer):
+            return
+        with pl_module.whole_average() if isinstance(pl_module, DiffusionModule) else nullcontext():
+            if trainer.is_global_zero:
+                self.write(pl_module, Path(trainer.default_root_dir))

@@ -6,7 +6,6 @@ import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lightning_modules.diffusion_module import DiffusionModule
 from pocketgan.adapters import DiffusionAdapter, load_trained, null_label, prepare_classes, trained_parameters
@@ -134,14 +133,12 @@ class DiffusionAdaptation(DiffusionModule):
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
         """Run the transformer with the averaged weights; arguments and result are the transformer's own."""
-        # a class table that blocks share is one module: told to tie weights, torch 2.14 would swap it once for each
-        # block and leave the average in the weights' place
-        return functional_call(self.transformer, self.averaged, arguments, options, tie_weights=False)
+        with self.averaged_weights():
+            return self.transformer(*arguments, **options)
 
-    def predict(self, noisy: Tensor, batch: dict[str, Tensor], averaged: bool) -> Tensor:
+    def predict(self, noisy: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Run the transformer."""
-        network = self if averaged else self.transformer
-        return network(noisy, timestep=batch["timesteps"], class_labels=batch["label"]).sample
+        return self.transformer(noisy, timestep=batch["timesteps"], class_labels=batch["label"]).sample
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:  # noqa: ARG002
         """Predict noise of drawn levels; some images without their class."""

@@ -1,7 +1,8 @@
 """The diffusion step that adaptation and training from scratch share."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -9,10 +10,13 @@ from diffusers import DDPMScheduler
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from datamodules import LabelledLatents
 from lightning_modules.diffusion_draws import draw_by_rank, spread_timesteps
+from lightning_modules.fully_sharded_strategy import FullyShardedStrategy, shard
 from pocketgan.compression import restore_masks, sparsity_of
 from pocketgan.losses import DiffusionLoss
 from pocketgan.schedule import MovingAverage
@@ -53,6 +57,7 @@ class DiffusionModule(LightningModule):
         self.images_seen = 0
         self._images_of_step = 0
         self.extra_terms: list[Callable[[dict[str, Tensor], Tensor], Tensor]] = []
+        self._whole: dict[str, Tensor] | None = None
 
     @property
     @abstractmethod
@@ -65,8 +70,8 @@ class DiffusionModule(LightningModule):
         """The network that predicts."""
 
     @abstractmethod
-    def predict(self, noisy: Tensor, batch: dict[str, Tensor], averaged: bool) -> Tensor:
-        """Run the network, with its average or with the weights in training."""
+    def predict(self, noisy: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Run the network."""
 
     def labelled_data(self) -> LabelledLatents:
         """The datamodule.
@@ -100,8 +105,47 @@ class DiffusionModule(LightningModule):
 
     @property
     def averaged(self) -> dict[str, Tensor]:
-        """The moving average of what trains, by the same names."""
-        return dict(zip(self.trained, self.average, strict=True))
+        """The moving average of what trains, by the same names; of a sharded network the rank's part of it."""
+        return self._whole or dict(zip(self.trained, self.average, strict=True))
+
+    @contextmanager
+    def whole_average(self) -> Iterator[None]:
+        """Have ``averaged`` be whole tensors, on the CPU where they were sharded; entered on all ranks."""
+        if isinstance(self.denoiser, FSDPModule):
+            parts = self.averaged.items()
+            self._whole = {name: part.full_tensor().cpu() for name, part in parts if isinstance(part, DTensor)}
+        try:
+            yield
+        finally:
+            self._whole = None
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Have the network use its average."""
+        weights = list(self.trained.values())
+        with torch.no_grad():
+            kept = [weight.detach().clone() for weight in weights]
+            for weight, average in zip(weights, self.average, strict=True):
+                weight.copy_(average)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for weight, value in zip(weights, kept, strict=True):
+                    weight.copy_(value)
+
+    def configure_model(self) -> None:
+        """Shard the network where the strategy asks for it; Lightning's hook between ``setup`` and the optimizer.
+
+        Raises:
+            ValueError: The network has masks.
+        """
+        if not isinstance(self.trainer.strategy, FullyShardedStrategy) or isinstance(self.denoiser, FSDPModule):
+            return
+        if sparsity_of(self.denoiser):
+            raise ValueError("fsdp2 cannot shard a network with masks of zeros; use --trainer.strategy ddp")
+        shard(self.denoiser, self.device_mesh["data_parallel"])  # type: ignore[index]
+        self.start_average()
 
     def on_fit_start(self) -> None:
         """Give each rank draws of its own, where all begin with one seed."""
@@ -136,7 +180,8 @@ class DiffusionModule(LightningModule):
     def objective(self, batch: dict[str, Tensor], averaged: bool = False) -> Tensor:
         """Weighted loss of each example of a ``drawn`` batch, (B,)."""
         noisy = self.scheduler.add_noise(batch["latents"], batch["noise"], batch["timesteps"])
-        prediction = self.predict(noisy, batch, averaged)
+        with self.averaged_weights() if averaged else nullcontext():
+            prediction = self.predict(noisy, batch)
         loss = self.loss(prediction, batch["latents"], batch["noise"], batch["timesteps"], self.scheduler)
         # they are no part of what is measured
         return loss + sum(term(batch, prediction) for term in self.extra_terms) if torch.is_grad_enabled() else loss

@@ -1,17 +1,15 @@
 """A diffusion network from scratch, on whole pictures or on crops."""
 
-import copy
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DModel
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lightning_modules.diffusion_module import DiffusionModule
 from pocketgan.class_pipeline import ClassPipeline
-from pocketgan.compression import bake_masks
+from pocketgan.compression import plain_tensors
 from pocketgan.losses import DiffusionLoss
 from pocketgan.patch_diffusion import PatchCrop, with_coordinates
 
@@ -89,15 +87,12 @@ class DiffusionTraining(DiffusionModule):
                 f"the network knows {known} classes, the data hold {classes}; set num_class_embeds to that"
             )
 
-    def predict(self, noisy: Tensor, batch: dict[str, Tensor], averaged: bool) -> Tensor:
+    def predict(self, noisy: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Run the network on crops with their coordinates, or on whole pictures with all of them."""
         if self.patch_crop is not None:
             noisy = torch.cat((noisy, batch["coordinates"]), 1) if "coordinates" in batch else with_coordinates(noisy)
         label = batch["label"] if self.network.config.num_class_embeds is not None else None
-        arguments, options = (noisy, batch["timesteps"]), {"class_labels": label}
-        if averaged:
-            return functional_call(self.network, self.averaged, arguments, options).sample
-        return self.network(*arguments, **options).sample
+        return self.network(noisy, batch["timesteps"], class_labels=label).sample
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:  # noqa: ARG002
         """Cut crops of one size, predict noise of drawn levels."""
@@ -115,10 +110,8 @@ class DiffusionTraining(DiffusionModule):
             sample_size: Side of the pixels or latents.
             vae: The autoencoder of latents; None for pixels.
         """
-        network = copy.deepcopy(self.network)
-        network.load_state_dict(self.averaged, strict=False)  # buffers are equal
-        bake_masks(network)
-        network.register_to_config(sample_size=sample_size)
+        network = UNet2DModel.from_config(self.network.config, sample_size=sample_size)
+        network.load_state_dict(plain_tensors(self.network, self.averaged))
         # trailing: the first step is at the highest noise level; samples of latents go beyond [-1, 1]
         options = {"timestep_spacing": "trailing", "clip_sample": vae is None}
         scheduler = DDIMScheduler.from_config(self.scheduler.config, **options)

@@ -68,6 +68,10 @@ def _ignore_upstream_warnings() -> None:
     warnings.filterwarnings("ignore", message='.*ckpt_path="last". is set, but there is no last checkpoint')
     # a run folder may be moved
     warnings.filterwarnings("ignore", message="The dirpath has changed from")
+    # diffusers' blocks add what their parts return out of place
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    # Lightning's all_gather
+    warnings.filterwarnings("ignore", message="torch.distributed.nn.functional.all_gather is deprecated")
     # batches come from a memory map: workers cost more than they bring on a few cores
     warnings.filterwarnings("ignore", message=".*does not have many workers")
 

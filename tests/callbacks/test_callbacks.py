@@ -47,6 +47,17 @@ def test_random_state_goes_on():
     assert torch.equal(torch.rand(4), expected)
 
 
+def test_each_rank_takes_its_own_random_state_back():
+    """torch's set_rng_state reads a view of a larger tensor from the wrong place."""
+    states = torch.stack([torch.Generator().manual_seed(seed).get_state() for seed in range(3)])
+    resumed = RandomState()
+    for rank, state in enumerate(states.clone()):
+        trainer = SimpleNamespace(world_size=3, global_rank=rank)
+        resumed.on_load_checkpoint(trainer, None, {"random_states": states})
+        resumed.on_train_start(trainer, None)
+        assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_random_state_of_another_number_of_ranks_is_left():
     resumed = RandomState()
     trainer = SimpleNamespace(world_size=2, global_rank=0)

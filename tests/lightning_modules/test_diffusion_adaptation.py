@@ -21,6 +21,7 @@ from two_ranks import fit_on_two_ranks
 from callbacks import DiffusionAdapterWriter
 from datamodules import LabelledLatents
 from lightning_modules import DiffusionAdaptation
+from lightning_modules.fully_sharded_strategy import FullyShardedStrategy
 from pocketgan.adapters import AllWeights, BitFit, DiffFit, DiffusionLoRA, load_diffusion_adapter
 from pocketgan.cli import main
 from pocketgan.losses import DiffusionLoss, MinSNRWeighting
@@ -383,3 +384,50 @@ def test_batches_of_one_step_are_drawn_apart(world, tmp_path, monkeypatch):
     assert clocks == [0, 4, 8, 12]
     assert weights(folder)["images_seen"] == 16
     assert {int(value["step"]) for value in weights(folder)["optimizer_states"][0]["state"].values()} == {2}
+
+
+def sharded_words(world, run, *words):
+    return [
+        "fit", f"-c={TINY_CONFIGS / 'diffusion_adaptation' / 'difffit.yaml'}", f"--data.root={world['images']}",
+        f"--model.transformer={world['latent']}", INTERVAL, f"--trainer.default_root_dir={run}", *words,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("adapter", ["DiffFit", "AllWeights"])
+def test_fsdp_is_ddp_with_less_memory(world, tmp_path, adapter):
+    """Bit for bit, also when it goes on from its checkpoint, which any other strategy can go on from."""
+    shared = (f"--model.adapter={adapter}", "--budget.images=16")
+    (expected, images), _ = fit_on_two_ranks(
+        tmp_path, sharded_words(world, tmp_path / "ddp", *shared), "(model.state_dict(), model.images_seen)"
+    )
+    held = "sum(value.to_local().numel() for value in model.trained.values())"
+    half = sharded_words(world, tmp_path / "fsdp2", *shared, "--budget.images=8")
+    parts = fit_on_two_ranks(tmp_path, half, held, strategy="fsdp2")
+    run = tmp_path / "fsdp2"
+    tensors = weights(run)["state_dict"]
+    assert sum(parts) == sum(value.numel() for name, value in tensors.items() if not name.startswith("average."))
+    assert max(parts) < 0.7 * sum(parts)
+    elsewhere = shutil.copytree(run, tmp_path / "elsewhere")
+    whole_run = sharded_words(world, run, *shared, "--ckpt_path=last")
+    fit_on_two_ranks(tmp_path, whole_run, "model.images_seen", strategy="fsdp2")
+    found = weights(run)
+    assert (found["images_seen"], images) == (16, 16)
+    assert_same(found["state_dict"], expected)
+    fit_on_two_ranks(tmp_path, sharded_words(world, elsewhere, *shared, "--ckpt_path=last"), "model.images_seen")
+    assert_same(weights(elsewhere)["state_dict"], expected)
+    assert_same(
+        load_file(run / "adapter" / "adapter.safetensors"),
+        load_file(tmp_path / "ddp" / "adapter" / "adapter.safetensors"),
+    )
+
+
+def test_what_fsdp_does_not_take(world, tmp_path):
+    strategy = FullyShardedStrategy()
+    strategy.connect(LightningModule())
+    with pytest.raises(
+        TypeError, match="fsdp2 shards DiffusionAdaptation and DiffusionTraining, this run trains a Light"
+    ):
+        strategy.setup(Trainer(logger=False))
+    run = fit_dit(world["images"], world["latent"], tmp_path / "run", "--budget.images=4")
+    with pytest.raises(ValueError, match=r"last.ckpt was not written by fsdp2"):
+        strategy.load_checkpoint(run / "checkpoints" / "last.ckpt")
