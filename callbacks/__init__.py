@@ -21,6 +21,7 @@ from callbacks.rank_search import RankSearch
 from callbacks.requeue import Requeue
 from callbacks.run_artifacts import RunArtifacts
 from callbacks.run_loggers import RunLoggers
+from callbacks.run_mirror import RunMirror
 from callbacks.sample_grid import SampleGrid
 from callbacks.save_run_config import SaveRunConfig
 from callbacks.throughput_monitor import ThroughputMonitor
@@ -50,6 +51,7 @@ __all__ = [
     "Requeue",
     "RunArtifacts",
     "RunLoggers",
+    "RunMirror",
     "SampleGrid",
     "SaveRunConfig",
     "ThroughputMonitor",

@@ -129,6 +129,7 @@ def run_lightning(args: list[str] | None) -> None:
         Requeue,
         RunArtifacts,
         RunLoggers,
+        RunMirror,
         SampleGrid,
         SaveRunConfig,
         ThroughputMonitor,
@@ -162,6 +163,7 @@ def run_lightning(args: list[str] | None) -> None:
             parser.add_lightning_class_args(ImageQuality, "image_quality")
             parser.add_lightning_class_args(SampleGrid, "samples")
             parser.add_lightning_class_args(TrainingAlarm, "alarm")
+            parser.add_lightning_class_args(RunMirror, "mirror")
             parser.add_class_arguments(RunLoggers, "logging")
             # a group, so that one of its numbers can be changed and it can be switched off without the other callbacks
             parser.add_subclass_arguments(
@@ -174,6 +176,12 @@ def run_lightning(args: list[str] | None) -> None:
             config = self.config[str(self.subcommand)]
             if config.get("dry_run") and self.subcommand == "fit":
                 config.ckpt_path, config.checkpoint.save_last, config.checkpoint.save_top_k = None, False, 0
+                config.mirror.url = None
+            if "://" in str(config.checkpoint.dirpath):
+                raise ValueError(
+                    f"checkpoint.dirpath is {config.checkpoint.dirpath}; checkpoints are written to a disk, and "
+                    "--mirror.url keeps a copy of the run folder there"
+                )
             if self.subcommand == "fit" and os.environ.get("WANDB_SWEEP_ID"):
                 # a sweep's agent runs one command line again and again: a folder for each of its runs
                 root = Path(config.trainer.default_root_dir or ".")
@@ -189,6 +197,10 @@ def run_lightning(args: list[str] | None) -> None:
                 self.leave_out_text_encoder(config)
 
         def before_fit(self) -> None:
+            resumes = self.config[str(self.subcommand)].ckpt_path == "last"
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, RunMirror):
+                    callback.fetch(Path(self.trainer.default_root_dir), resumes=resumes)
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, SaveRunConfig) and self.trainer.is_global_zero:
                     callback.claim(Path(self.trainer.default_root_dir))

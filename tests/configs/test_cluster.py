@@ -2,16 +2,19 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from checkpoints import assert_same, state, weights
 from tiny import CONFIGS, TINY_CONFIGS
+from two_ranks import fit_on_two_ranks
 
 CLUSTER = CONFIGS / "cluster"
-JOBS = sorted(CLUSTER.glob("*.sbatch"))
+JOBS = sorted(file for file in CLUSTER.iterdir() if file.suffix in {".sbatch", ".sh"})
 
 
 @pytest.fixture
@@ -67,6 +70,38 @@ def test_a_preempted_job_is_queued_again_and_goes_on_at_the_very_image(pair_set,
     whole = f"--trainer.default_root_dir={tmp_path / 'whole'}"
     subprocess.run([*words, more, whole], env=slurm, check=True, timeout=120)
     assert_same(state(tmp_path / "run"), state(tmp_path / "whole"))
+
+
+def test_torchrun_on_two_nodes_saves_on_a_signal_and_goes_on(pair_set, tmp_path):
+    """Two agents of torchrun stand for two nodes; called away, both processes leave and are started anew."""
+    words = [
+        "-c", str(TINY_CONFIGS / "base_gan" / "e2gan.yaml"), f"--data.root={pair_set}",
+        "--trainer.val_check_interval=500", "--trainer.log_every_n_steps=5",
+    ]  # fmt: skip
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    variables = os.environ | {
+        "NODES": "2", "GPUS": "1", "HEAD": f"localhost:{port}", "RESTARTS": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }  # fmt: skip
+    run, budget = tmp_path / "run", "--budget.images=600"
+    script = [str(CLUSTER / "torchrun.sh"), *words, budget, f"--trainer.default_root_dir={run}"]
+    with open(tmp_path / "log.txt", "w") as log:  # noqa: PTH123
+        nodes = [subprocess.Popen(script, env=variables, stdout=log, stderr=log) for _ in range(2)]
+        end = time.monotonic() + 200
+        while not (run / "metrics.csv").exists() and nodes[0].poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        nodes[1].send_signal(signal.SIGUSR1)
+        assert [node.wait(200) for node in nodes] == [0, 0]
+    told = (tmp_path / "log.txt").read_text()
+    assert "last.ckpt is written; start it again with --ckpt_path last" in told
+    assert weights(run)["images_seen"] == 600
+    (whole, _), _ = fit_on_two_ranks(
+        tmp_path, ["fit", *words, budget, f"--trainer.default_root_dir={tmp_path / 'whole'}"],
+        "(model.state_dict(), model.images_seen)", strategy="ddp_find_unused_parameters_true",
+    )  # fmt: skip
+    assert_same(weights(run)["state_dict"], whole)
 
 
 def test_a_task_of_an_array_adapts_its_concept(trained, tmp_path, slurm):
