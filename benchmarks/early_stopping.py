@@ -21,9 +21,11 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks.runs import BATCH, SETTING, Run, command_block, commit, mean_and_spread, train_all
-from callbacks.loss_tracking_early_stopping import PRESETS, TRACKING_FILE, values_until_stop, variance_ratio
+from callbacks.loss_tracking_early_stopping import PRESETS
 from lightning_modules import PairedGAN
 from pocketgan.cli import main
+from pocketgan.loss_tracking import values_until_stop, variance_ratio
+from pocketgan.run_folder import TRACKING_FILE
 
 # concept and base of the runs on which window and threshold are chosen; none of them is reported on afterwards
 CALIBRATION = (("style_20", 0), ("style_23", 1), ("style_25", 2))

@@ -24,9 +24,10 @@ from torch.nn.functional import cosine_similarity
 
 from benchmarks.diffusion_world import SENTENCES, Judge, build
 from benchmarks.runs import command_block, commit, mean_and_spread
-from callbacks.loss_tracking_early_stopping import PRESETS, values_until_stop
+from callbacks.loss_tracking_early_stopping import PRESETS
 from lightning_modules import Personalization
 from pocketgan.cli import main
+from pocketgan.loss_tracking import values_until_stop
 
 STEPS, BATCH, SHORT = 500, 2, 100
 SCORED_EVERY, SAMPLES, SAMPLING_STEPS, GUIDANCE = 25, 16, 15, 3.0

@@ -20,6 +20,7 @@ from callbacks.random_state import RandomState
 from callbacks.rank_search import RankSearch
 from callbacks.requeue import Requeue
 from callbacks.run_artifacts import RunArtifacts
+from callbacks.run_end import RunEnd
 from callbacks.run_loggers import RunLoggers
 from callbacks.run_mirror import RunMirror
 from callbacks.sample_grid import SampleGrid
@@ -50,6 +51,7 @@ __all__ = [
     "RankSearch",
     "Requeue",
     "RunArtifacts",
+    "RunEnd",
     "RunLoggers",
     "RunMirror",
     "SampleGrid",

@@ -58,6 +58,7 @@ class ClipScoreEarlyStopping(Callback):
         self.samples, self.steps, self.guidance, self.seed = samples, steps, guidance, seed
         self.best: float | None = None
         self.failures = self.batches = 0
+        self.stop_reason: str | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Best score, failures in a row, batches."""
@@ -79,7 +80,7 @@ class ClipScoreEarlyStopping(Callback):
         wanted = torch.arange(self.samples) % len(photos)
         self._photos = self.embedding(photos.to(pl_module.device))[wanted]
         if self.failures > self.patience:  # a run that was stopped and is resumed
-            trainer.should_stop = True
+            self._stop(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Score, and stop after enough failures."""
@@ -94,11 +95,11 @@ class ClipScoreEarlyStopping(Callback):
             return
         self.failures += 1
         if self.failures > self.patience:
-            trainer.should_stop = True
+            self._stop(trainer)
             if trainer.is_global_zero:
                 say(
                     f"{self.embedding.score_name}: stopped at batch {self.batches} ({pl_module.images_seen} images): "
-                    f"{self.failures} scores in a row were not above {self.best:.4f} by more than {self.tolerance:g}"
+                    f"{self.stop_reason}"
                 )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
@@ -106,6 +107,12 @@ class ClipScoreEarlyStopping(Callback):
         if trainer.is_global_zero and self.failures <= self.patience:
             best = "there was no score" if self.best is None else f"the best score was {self.best:.4f}"
             say(f"{self.embedding.score_name}: did not stop in {self.batches} batches; {best}")
+
+    def _stop(self, trainer: Trainer) -> None:
+        trainer.should_stop = True
+        self.stop_reason = (
+            f"{self.failures} scores in a row were not above {self.best:.4f} by more than {self.tolerance:g}"
+        )
 
     def _score(self, trainer: Trainer, module: Personalization) -> float:
         data = trainer.datamodule  # type: ignore[attr-defined]

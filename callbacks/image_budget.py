@@ -34,11 +34,13 @@ class ImageBudget(Callback):
         if hours is not None and hours <= 0:
             raise ValueError(f"budget of {hours:g} hours; give more than 0, or null for no limit")
         self.images, self.hours = images, hours
+        self.stop_reason: str | None = None
         self._begun = time.monotonic()
 
     def _check(self, trainer: Trainer, module: LightningModule) -> None:
         if getattr(module, "images_seen", 0) >= self.images:
             trainer.should_stop = True
+            self.stop_reason = f"the budget of {self.images:,} images is used up"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop a resumed run that has already reached its budget."""
@@ -52,6 +54,7 @@ class ImageBudget(Callback):
         is_over = trainer.is_global_zero and time.monotonic() - self._begun > 3600 * self.hours
         if trainer.strategy.reduce_boolean_decision(is_over, all=False):
             trainer.should_stop = True
+            seen = getattr(pl_module, "images_seen", 0)
+            self.stop_reason = f"{self.hours:g} hours are over: {seen:,} of {self.images:,} images"
             if trainer.is_global_zero:
-                seen = getattr(pl_module, "images_seen", 0)
-                say(f"{self.hours:g} hours are over: {seen:,} of {self.images:,} images; go on with --ckpt_path last")
+                say(f"{self.stop_reason}; go on with --ckpt_path last")

@@ -19,9 +19,11 @@ from torch.utils.data import DataLoader, Subset
 
 from callbacks.console import say
 from callbacks.image_budget import ImageBudget
-from callbacks.trainer_state import without_augmentation, write_into_run
+from callbacks.trainer_state import batch_images, without_augmentation, write_into_run
 from callbacks.training_alarm import TrainingAlarm
 from lightning_modules import AdversarialModule
+from pocketgan.loss_tracking import variance_ratio
+from pocketgan.run_folder import TRACKING_FILE
 
 Preset = Literal["textual_inversion", "custom_diffusion", "dreambooth_lora", "adapter"]
 # window, threshold and batches from one value to the next; the first three are those of DVAR's README, the last is
@@ -32,7 +34,6 @@ PRESETS: dict[Preset, tuple[int, float, int]] = {
     "dreambooth_lora": (440, 0.4, 1),
     "adapter": (12, 3e-5, 4),
 }
-TRACKING_FILE = "loss_tracking.json"
 
 
 @runtime_checkable
@@ -46,35 +47,6 @@ class DeterministicObjective(Protocol):
     def deterministic_objective(self, batch: Any) -> Tensor:
         """The training loss, a mean over the batch, without anything that is drawn anew or moves by itself."""
         ...
-
-
-def variance_ratio(history: "np.ndarray[Any, np.dtype[np.float64]]", window: int) -> float:
-    """DVAR's criterion: population variance of the last ``window`` values over that of all.
-
-    Args:
-        history: (T,) values since the run's first step.
-        window: Number of the last values.
-
-    Returns:
-        The ratio; 1 while there are at most ``window`` values, or where they never changed.
-    """
-    spread = float(np.var(history))
-    return float(np.var(history[-window:])) / spread if len(history) > window and spread else 1.0
-
-
-def values_until_stop(history: "np.ndarray[Any, np.dtype[np.float64]]", window: int, threshold: float) -> int | None:
-    """How many of a run's values DVAR's rule looks at before it stops.
-
-    Args:
-        history: (T,) values since the run's first step.
-        window: Number of the last values.
-        threshold: Ratio of variances below which to stop.
-
-    Returns:
-        From ``window`` + 1 to T; None if it never stops.
-    """
-    counts = range(window + 1, len(history) + 1)
-    return next((count for count in counts if variance_ratio(history[:count], window) < threshold), None)
 
 
 class LossTrackingEarlyStopping(Callback):
@@ -131,6 +103,7 @@ class LossTrackingEarlyStopping(Callback):
         self.images, self.seed = images, seed
         self.history = array.array("d")
         self.batches = 0
+        self.stop_reason: str | None = None
         self._begun: float | None = None
         self._tracking_seconds = self._earlier_seconds = 0.0
 
@@ -187,7 +160,7 @@ class LossTrackingEarlyStopping(Callback):
         if not all(finite):
             raise ValueError("the tracked batch holds numbers that are not finite; mend the training data")
         if self.has_converged:  # a run that was stopped and is resumed
-            trainer.should_stop = True
+            self._stop(trainer)
         images: Any = getattr(pl_module, "images_seen", 0)
         if images and not self.batches:
             rank_zero_warn(
@@ -211,7 +184,7 @@ class LossTrackingEarlyStopping(Callback):
             ratio = self._ratio()
             pl_module.log_dict({"train/tracked_objective": value, "train/variance_ratio": ratio})
             if ratio < self.threshold:
-                trainer.should_stop = True
+                self._stop(trainer)
         self.batches += 1
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -252,8 +225,7 @@ class LossTrackingEarlyStopping(Callback):
         images = getattr(pl_module, "images_seen", None)
         seen = f"batch {self.batches}{f' ({images} images)' if images is not None else ''}"
         if len(self.history) > self.window:
-            verdict = f"the variance of the last {self.window} values is {self._ratio():.3g} of that of all, "
-            verdict += f"{'below' if stopped else 'not below'} {self.threshold:g}"
+            verdict = self._verdict()
         else:
             verdict = f"it needs more than {self.window} values, and there were {len(self.history)}"
         cost = f"it took {self._tracking_seconds / seconds if seconds else 0:.1%} of the run's time"
@@ -267,9 +239,21 @@ class LossTrackingEarlyStopping(Callback):
             "batches": self.batches,
             "tracking_seconds": self._tracking_seconds,
             "seconds": seconds,
+            "images_seen": images,
+            "batch_images": None if images is None else batch_images(trainer),
             "objective": list(self.history),
         }
         write_into_run(trainer, TRACKING_FILE, json.dumps(curve))
+
+    def _stop(self, trainer: Trainer) -> None:
+        trainer.should_stop = True
+        self.stop_reason = self._verdict()
+
+    def _verdict(self) -> str:
+        return (
+            f"the variance of the last {self.window} values is {self._ratio():.3g} of that of all, "
+            f"{'below' if self.has_converged else 'not below'} {self.threshold:g}"
+        )
 
     def _ratio(self) -> float:
         return variance_ratio(np.frombuffer(self.history), self.window) if self.history else 1.0

@@ -32,6 +32,7 @@ class Requeue(Callback):
             raise ValueError(f"check_batches is {check_batches}; give 1 or more")
         self.check_batches = check_batches
         self.is_called = False
+        self.stop_reason: str | None = None
         self._batches = 0
         self._before: Any = None
 
@@ -66,6 +67,7 @@ class Requeue(Callback):
             images = getattr(pl_module, "images_seen", 0)
             job = requeue_job()
             what = f"job {job} is back in the queue" if job else "start it again with --ckpt_path last"
+            self.stop_reason = f"SIGUSR1; {what}"
             say(f"SIGUSR1 at {images:,} images: {folder}/last.ckpt is written; {what}")
         raise SystemExit(0 if trainer.strategy.broadcast(job) else os.EX_TEMPFAIL)
 

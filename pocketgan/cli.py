@@ -128,6 +128,7 @@ def run_lightning(args: list[str] | None) -> None:
         RandomState,
         Requeue,
         RunArtifacts,
+        RunEnd,
         RunLoggers,
         RunMirror,
         SampleGrid,
@@ -243,8 +244,10 @@ def run_lightning(args: list[str] | None) -> None:
             elif dry_run:
                 kwargs |= {"logger": False, "limit_predict_batches": SAMPLE_BATCHES}
                 callbacks = [PairEstimate.of(each) if isinstance(each, PairWriter) else each for each in callbacks]
-            # the first: what it saves is of the batches before, which other callbacks have not begun to count
-            kwargs["callbacks"] = [Requeue(), *callbacks] if self.subcommand == "fit" else callbacks
+            if self.subcommand == "fit":
+                # Requeue first: what it saves is of the batches before, which other callbacks have not begun to count
+                callbacks = [Requeue(), *([] if dry_run else [RunEnd()]), *callbacks]
+            kwargs["callbacks"] = callbacks
             return super().instantiate_trainer(**kwargs)
 
     # interpolation that the command line and later files can override (Lightning issue 13607)

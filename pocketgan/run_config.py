@@ -34,13 +34,34 @@ def config_of_run(run: str) -> str:
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Values of a nested config by their paths."""
+    """Values of a nested config by their paths.
+
+    A class in a list stands under its name, such as ``trainer.callbacks.RankSearch.factors``, numbered from 1 where it
+    comes several times: ``trainer.callbacks.NToMSparsity[2].n``. Any other list is one value.
+    """
+    if isinstance(config, list) and config and all(isinstance(one, dict) and "class_path" in one for one in config):
+        return {
+            key: value
+            for name, one in _by_class(config).items()
+            for key, value in {
+                f"{prefix}.{name}": one["class_path"],
+                **(flat(one["init_args"], f"{prefix}.{name}") if one.get("init_args") else {}),
+            }.items()
+        }
     if not isinstance(config, dict) or not config:
         return {prefix: config}
     return {
         key: value
         for name, inner in config.items()
         for key, value in flat(inner, f"{prefix}.{name}".strip(".")).items()
+    }
+
+
+def _by_class(listed: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    names = [one["class_path"].rpartition(".")[2] for one in listed]
+    return {
+        f"{name}[{names[: place + 1].count(name)}]" if names.count(name) > 1 else name: one
+        for place, (name, one) in enumerate(zip(names, listed, strict=True))
     }
 
 

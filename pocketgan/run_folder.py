@@ -8,6 +8,8 @@ from typing import Any
 RANKS_FILE, TRACE_FILE = "ranks.yaml", "rank_search.json"  # of a rank search
 COMPRESSION_FILE = "compression.json"  # of a condensation
 ENVIRONMENT_FILE = "environment.json"  # code, packages, hardware, pair set
+TRACKING_FILE = "loss_tracking.json"  # of early stopping: the loss that it followed
+ENDED_FILE = "ended.json"  # why and when its last fit ended; not there while one goes on
 WANDB_FILE = "wandb.json"  # id of its run at Weights & Biases
 
 

@@ -1,27 +1,29 @@
 """One page about one run or several side by side, which needs no other file."""
 
 import base64
-import contextlib
-import csv
 import html
 import io
-import json
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
+from datetime import datetime
+from math import log10
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 
 from pocketgan.files import write_whole
 from pocketgan.run_config import flat
-from pocketgan.run_folder import COMPRESSION_FILE, ENVIRONMENT_FILE, TRACE_FILE, last_figures
+from pocketgan.run_record import Points, RunRecord, ShownRow, StopTrace, plain, read_run
 
-SHOWN_PICTURES = 4
 # settings of where and how, not of what
-LEFT_OUT = ("trainer.default_root_dir", "ckpt_path", "logging.")
-WIDTH, HEIGHT, MARGIN = 340, 150, 34
+LEFT_OUT = re.compile(
+    r"trainer\.(default_root_dir|enable_progress_bar)$|ckpt_path$|logging\.|.*\.\w*ProgressBar(\[\d+\])?(\.|$)"
+)
+WIDTH, HEIGHT, MARGIN = 340, 150, 44
+SMALLEST = 1e-12
+NOT_THERE = "not there"
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --accent: light-dark(#0b57d0, #8ab4f8) }
 body { font: 1rem/1.5 system-ui, sans-serif; max-width: 72rem; margin: 1.5rem auto; padding: 0 1rem }
@@ -31,12 +33,16 @@ body { font: 1rem/1.5 system-ui, sans-serif; max-width: 72rem; margin: 1.5rem au
 table { border-collapse: collapse; margin: .5rem 0 1rem }
 caption { font-weight: bold; text-align: left }
 th, td { border-bottom: 1px solid var(--line); padding: .2rem 1rem .2rem 0; text-align: left; vertical-align: top }
-th { font-weight: normal } thead th { font-weight: bold }
+td, th { overflow-wrap: anywhere; min-width: 6rem } th { font-weight: normal } thead th { font-weight: bold }
 pre { overflow-x: auto; font-size: .8rem }
 svg { width: 100%; height: auto; max-width: 26rem }
 svg text { font-size: 10px; fill: currentColor } svg .axis { stroke: var(--line) }
+svg .threshold { stroke: currentColor; stroke-dasharray: 4 3 } svg .stop { stroke: var(--accent) }
 svg polyline { fill: none; stroke: var(--accent); stroke-width: 1.5 } svg circle { fill: var(--accent) }
-.compare { margin: 0 0 1rem; max-width: 24rem }
+.row { display: flex; flex-wrap: wrap; gap: 1rem; margin: 0 0 1rem }
+.row > * { flex: 1 1 8rem; max-width: 15rem; margin: 0 }
+.row figure img { width: 100%; height: auto; display: block }
+.row figcaption { font-size: .9rem }
 .frame { position: relative; line-height: 0 }
 .frame img { width: 100%; height: auto; image-rendering: auto }
 .frame img + img { position: absolute; inset: 0; clip-path: inset(0 0 0 var(--cut, 50%)) }
@@ -46,58 +52,14 @@ svg polyline { fill: none; stroke: var(--accent); stroke-width: 1.5 } svg circle
 _SCRIPT = """
 for (const slider of document.querySelectorAll(".compare input")) {
   const frame = slider.closest(".compare").querySelector(".frame");
-  const show = () => frame.style.setProperty("--cut", slider.value + "%");
+  const show = () => {
+    frame.style.setProperty("--cut", slider.value + "%");
+    slider.setAttribute("aria-valuetext", slider.value + " % " + slider.dataset.left);
+  };
   slider.addEventListener("input", show);
   show();
 }
 """
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """What a run folder tells.
-
-    Attributes:
-        name: How the run is called on the page.
-        config: Values by config path.
-        config_text: ``config.yaml``.
-        curves: (images, value) of each logged figure.
-        pictures: (photo, made) from the last sheet of samples.
-        tables: Caption to rows.
-        environment: Of ``environment.json``.
-    """
-
-    name: str
-    config: dict[str, Any]
-    config_text: str
-    curves: dict[str, list[tuple[float, float]]]
-    pictures: list[tuple[Image.Image, Image.Image]]
-    tables: dict[str, list[list[str]]]
-    environment: dict[str, Any] = field(default_factory=dict)
-
-
-def read_run(run: Path) -> RunRecord:
-    """Read what a run left; what it did not leave is left out.
-
-    Raises:
-        FileNotFoundError: The folder is no run.
-    """
-    file = run / "config.yaml"
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{run} is not a run folder: it holds no config.yaml; give the folder of a `pocketgan fit`"
-        )
-    text = file.read_text()
-    made_with = json.loads((run / ENVIRONMENT_FILE).read_text()) if (run / ENVIRONMENT_FILE).is_file() else {}
-    return RunRecord(
-        run.resolve().name,
-        flat(yaml.safe_load(text)),
-        text,
-        _curves(run / "metrics.csv"),
-        _pictures(run),
-        {**_last_figures(run), **_sizes(run), **_rank_trace(run), **_compression(run), **_exports(run)},
-        made_with,
-    )
 
 
 def write_run_report(runs: Sequence[Path], out: Path) -> None:
@@ -137,19 +99,42 @@ def _told_apart(records: list[RunRecord], runs: Sequence[Path]) -> list[RunRecor
     names = [record.name for record in records]
     if len(set(names)) == len(names):
         return records
-    return [RunRecord(**{**vars(record), "name": str(run)}) for record, run in zip(records, runs, strict=True)]
+    return [replace(record, name=str(run)) for record, run in zip(records, runs, strict=True)]
 
 
 def _differences(records: list[RunRecord]) -> str:
-    paths = dict.fromkeys(path for record in records for path in record.config)
-    rows = []
-    for path in paths:
-        values = [str(record.config.get(path, "not there")) for record in records]
-        if len(set(values)) > 1 and not path.startswith(LEFT_OUT):
-            rows.append([path, *values])
-    if not rows:
+    differing = {}
+    for path in dict.fromkeys(path for record in records for path in record.config):
+        # an empty list says no more than none
+        values = [
+            str(record.config.get(path) if record.config.get(path, []) != [] else NOT_THERE) for record in records
+        ]
+        if len(set(values)) > 1 and not LEFT_OUT.match(path):
+            differing[path] = values
+    if not differing:
         return "<p>The runs have the same settings.</p>"
-    return table("What the runs do otherwise", rows, ["setting", *(record.name for record in records)])
+    slots = tuple(f"{path.removesuffix('.class_path')}." for path in differing if _names_class(path))
+    shown: list[list[str]] = []
+    only_some: list[list[str]] = []
+    for path, values in differing.items():
+        if f"{path}.class_path" in differing and {*values} <= {"None", NOT_THERE}:  # a slot that some runs leave empty
+            continue
+        follows = NOT_THERE in values and path.removesuffix(".class_path").startswith(slots)
+        (only_some if follows else shown).append([path, *values])
+    head = ["setting", *(record.name for record in records)]
+    parts = [table("What the runs do otherwise", shown, head)]
+    if only_some:
+        whole = table("Settings of classes that not every run has", only_some, head)
+        parts.append(
+            f"<details><summary>{len(only_some)} settings of classes that not every run has</summary>{whole}</details>"
+        )
+    return "".join(parts)
+
+
+def _names_class(path: str) -> bool:
+    """Whether a path is of the class in a slot, or of a class in a list."""
+    name = path.rpartition(".")[2]
+    return name == "class_path" or name[:1].isupper()
 
 
 def table(caption: str, rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
@@ -168,13 +153,16 @@ def table(caption: str, rows: Iterable[Sequence[str]], head: Sequence[str] = ())
 
 
 def _section(record: RunRecord, number: int) -> str:
-    parts = [f"<section><h2>{html.escape(record.name)}</h2>"]
-    for place, (photo, made) in enumerate(record.pictures):
-        parts.append(_comparison(f"slider-{number}-{place}", photo, made))
-    parts += [curve(name, points) for name, points in record.curves.items() if len(points) > 1]
+    parts = [f"<section><h2>{html.escape(record.name)}</h2>", _end(record.ended)]
+    if record.pictures:
+        parts.append("<h3>Pictures</h3>")
+    parts += [_row(f"slider-{number}-{place}", row) for place, row in enumerate(record.pictures)]
+    if record.trace is not None:
+        parts.append(_stop(record.trace))
+    parts += _curves(record)
     parts += [table(caption, rows) for caption, rows in record.tables.items()]
     if record.environment:
-        rows = [[name, _plain(value)] for name, value in flat(record.environment).items()]
+        rows = [[name, plain(value)] for name, value in flat(record.environment).items()]
         parts.append(f"<details><summary>Environment</summary>{table('Made with', rows)}</details>")
     parts.append(
         f"<details><summary>config.yaml</summary><pre>{html.escape(record.config_text)}</pre></details></section>"
@@ -182,13 +170,63 @@ def _section(record: RunRecord, number: int) -> str:
     return "".join(parts)
 
 
-def _comparison(identity: str, photo: Image.Image, made: Image.Image) -> str:
+def _end(ended: dict[str, Any]) -> str:
+    if not ended:
+        return "<p>No end is noted: the training goes on, was killed, or is of an older version.</p>"
+    images = "" if ended["images"] is None else f" after {ended['images']:,} images"
+    when = f"{datetime.fromisoformat(ended['time']):%Y-%m-%d %H:%M} UTC"
     return (
-        f'<div class="compare"><div class="frame"><img src="{_data(photo)}" alt="Photo">'
-        f'<img src="{_data(made)}" alt="The GAN\'s edit of it"></div>'
-        f'<label for="{identity}">Photo left, edit right</label>'
-        f'<input id="{identity}" type="range" min="0" max="100" value="50"></div>'
+        f'<p>Ended{images}, <time datetime="{html.escape(ended["time"])}">{when}</time>: '
+        f"{html.escape(ended['reason'])} ({html.escape(ended['by'])}).</p>"
     )
+
+
+def _row(identity: str, row: ShownRow) -> str:
+    parts = []
+    if row.compared:
+        (left, before), (right, after) = row.compared
+        parts.append(
+            f'<div class="compare"><div class="frame">{_image(left, before)}{_image(right, after)}</div>'
+            f'<label for="{identity}">Left: {html.escape(left)}. Right: {html.escape(right)}.</label>'
+            f'<input id="{identity}" type="range" min="0" max="100" value="50" data-left="{html.escape(left)}"></div>'
+        )
+    parts += [
+        f"<figure>{_image(name, picture)}<figcaption>{html.escape(name)}</figcaption></figure>"
+        for name, picture in row.beside
+    ]
+    return f'<div class="row">{"".join(parts)}</div>'
+
+
+def _image(name: str, picture: Image.Image) -> str:
+    return f'<img src="{_data(picture)}" alt="{html.escape(name)}">'
+
+
+def _stop(trace: StopTrace) -> str:
+    drawn = [curve("loss on frozen examples", trace.objective, trace.unit)]
+    if trace.ratio:
+        name = f"variance of the last {trace.window} values / of all"
+        drawn.append(curve(name, trace.ratio, trace.unit, trace.threshold or None, trace.stop))
+    else:
+        drawn.append(f"<p>It needs more than {trace.window} values, and there were {len(trace.objective)}.</p>")
+    return f"<h3>What early stopping followed</h3>{''.join(drawn)}"
+
+
+def _curves(record: RunRecord) -> list[str]:
+    groups: dict[str, list[str]] = {}
+    for name, points in record.curves.items():
+        if len(points) > 1:
+            groups.setdefault(name.split("/")[0], []).append(curve(name, points))
+    parts = []
+    for stage, drawn in groups.items():
+        if stage == "speed":
+            parts.append(f"<details><summary>Speed</summary>{''.join(drawn)}</details>")
+            continue
+        count = record.counts.get(stage)
+        title = f"On the validation photos{f' ({count})' if count else ''}"
+        if stage != "val":
+            title = "Training" if stage == "train" else stage
+        parts.append(f"<h3>{html.escape(title)}</h3>{''.join(drawn)}")
+    return parts
 
 
 def _data(picture: Image.Image) -> str:
@@ -197,116 +235,56 @@ def _data(picture: Image.Image) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def curve(name: str, points: list[tuple[float, float]]) -> str:
-    """A figure over images as an SVG that follows the page's colours."""
+def curve(
+    name: str, points: Points, unit: str = "images", threshold: float | None = None, stop: float | None = None
+) -> str:
+    """A figure over a run as an SVG that follows the page's colours.
+
+    Args:
+        name: What is drawn.
+        points: (place, value).
+        unit: What places count.
+        threshold: A value to compare with, above 0, as a dashed line; the scale of values is a logarithmic one then.
+        stop: A place to mark.
+    """
     xs, ys = zip(*points, strict=True)
-    low, high = min(ys), max(ys)
+    # a ratio of 0, where the last values are all the same, has no logarithm
+    scaled = [y if threshold is None else log10(max(y, SMALLEST)) for y in ys]
+    limit = [] if threshold is None else [log10(threshold)]
+    low, high = min(*scaled, *limit), max(*scaled, *limit)
     span, end = (high - low) or 1.0, max(xs) or 1.0
-    placed = [
-        (MARGIN + (WIDTH - MARGIN - 8) * x / end, HEIGHT - 22 - (HEIGHT - 44) * (y - low) / span) for x, y in points
-    ]
+
+    def across(x: float) -> float:
+        return MARGIN + (WIDTH - MARGIN - 8) * x / end
+
+    def down(y: float) -> float:
+        return HEIGHT - 22 - (HEIGHT - 44) * (y - low) / span
+
+    placed = [(across(x), down(y)) for x, y in zip(xs, scaled, strict=True)]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
     marks = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2"/>' for x, y in placed) if len(placed) < 30 else ""
-    described = f"{name}: {ys[0]:.4g} at {xs[0]:,.0f} images, {ys[-1]:.4g} at {xs[-1]:,.0f}"
+    described = f"{name}: {ys[0]:.4g} at {xs[0]:,.0f} {unit}, {ys[-1]:.4g} at {xs[-1]:,.0f}"
+    if threshold is not None:
+        y = down(limit[0])
+        described += f"; the threshold is {threshold:g}"
+        marks += (
+            f'<line class="threshold" x1="{MARGIN}" y1="{y:.1f}" x2="{WIDTH - 8}" y2="{y:.1f}"/>'
+            f'<text x="{MARGIN + 4}" y="{y - 4:.1f}">threshold {threshold:g}</text>'
+        )
+    if stop is not None:
+        x = across(stop)
+        described += f"; stop at {stop:,.0f} {unit}"
+        marks += (
+            f'<line class="stop" x1="{x:.1f}" y1="22" x2="{x:.1f}" y2="{HEIGHT - 18}"/>'
+            f'<text x="{x - 4:.1f}" y="30" text-anchor="end">stop at {stop:,.0f}</text>'
+        )
+    top, bottom = (value if threshold is None else 10**value for value in (high, low))
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(described)}">'
         f'<text x="{MARGIN}" y="12">{html.escape(name)}</text>'
         f'<line class="axis" x1="{MARGIN}" y1="{HEIGHT - 18}" x2="{WIDTH - 8}" y2="{HEIGHT - 18}"/>'
-        f'<text x="0" y="26">{high:.3g}</text><text x="0" y="{HEIGHT - 22}">{low:.3g}</text>'
+        f'<text x="0" y="26">{top:.3g}</text><text x="0" y="{HEIGHT - 22}">{bottom:.3g}</text>'
         f'<text x="{MARGIN}" y="{HEIGHT - 5}">0</text>'
-        f'<text x="{WIDTH - 8}" y="{HEIGHT - 5}" text-anchor="end">{end:,.0f} images</text>'
+        f'<text x="{WIDTH - 8}" y="{HEIGHT - 5}" text-anchor="end">{end:,.0f} {unit}</text>'
         f'<polyline points="{line}"/>{marks}</svg>'
     )
-
-
-def _curves(file: Path) -> dict[str, list[tuple[float, float]]]:
-    if not file.is_file():
-        return {}
-    with file.open(newline="") as lines:
-        rows = [row for row in csv.DictReader(lines) if row.get("images")]
-    found: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        for name, value in row.items():
-            stage = name.split("/")[0]
-            if value and "/" in name and stage != "test":
-                found.setdefault(name, []).append((float(row["images"]), float(value)))
-    # what is judged first, then what is trained, then the rest
-    order = {"val": 0, "train": 1}
-    return dict(sorted(found.items(), key=lambda item: (order.get(item[0].split("/")[0], 2), item[0])))
-
-
-def _last_figures(run: Path) -> dict[str, list[list[str]]]:
-    tables = {}
-    for stage, told in (("val", "validation"), ("test", "test")):
-        with contextlib.suppress(FileNotFoundError, ValueError):  # not measured yet
-            figures = last_figures(run, stage)
-            rows = [[name, f"{value:.4g}"] for name, value in figures.items() if name != "images"]
-            tables[f"Last figures on the {told} photos"] = rows
-    return tables
-
-
-def _sizes(run: Path) -> dict[str, list[list[str]]]:
-    files = [*sorted((run / "checkpoints").glob("*.ckpt")), *sorted((run / "adapter").glob("*"))]
-    rows = [[str(file.relative_to(run)), f"{file.stat().st_size / 1024:,.0f} KiB"] for file in files if file.is_file()]
-    return {"Sizes": rows} if rows else {}
-
-
-def _rank_trace(run: Path) -> dict[str, list[list[str]]]:
-    file = run / TRACE_FILE
-    if not file.is_file():
-        return {}
-    rows = [
-        [f"factor {row['factor']}", _plain(row.get("ranks", "the base")), _plain(row["figures"])]
-        for row in json.loads(file.read_text())
-    ]
-    return {"Rank search": rows}
-
-
-def _compression(run: Path) -> dict[str, list[list[str]]]:
-    file = run / COMPRESSION_FILE
-    if not file.is_file():
-        return {}
-    found = json.loads(file.read_text())
-    rows = [
-        [name, f"{found['before'][name]:,.4g}", f"{found['after'][name]:,.4g}"]
-        for name in ("parameters", "macs", "latency_ms", "val_loss")
-    ]
-    return {"Compression: before, after": rows}
-
-
-def _exports(run: Path) -> dict[str, list[list[str]]]:
-    rows = []
-    for file in sorted((*run.glob("*.json"), *run.glob("export*/*.json"))):
-        figures = json.loads(file.read_text())
-        if isinstance(figures, dict) and {"median_ms", "p95_ms", "bytes"} <= figures.keys():
-            rows.append(
-                [
-                    file.stem,
-                    f"{figures['bytes'] / 1024:,.0f} KiB",
-                    f"median {figures['median_ms']:.1f} ms, p95 {figures['p95_ms']:.1f} ms at {figures['size']} px, "
-                    f"{figures['threads']} threads",
-                ]
-            )
-    return {"Exported": rows} if rows else {}
-
-
-def _pictures(run: Path) -> list[tuple[Image.Image, Image.Image]]:
-    """Photo and edit of the last sheet of samples, which says how it is laid out."""
-    sheets = sorted((run / "samples").glob("images_*.png"))
-    if not sheets:
-        return []
-    with Image.open(sheets[-1]) as opened:
-        layout = json.loads(opened.info.get("layout", "null"))
-        sheet = opened.convert("RGB")
-    if not layout or layout["columns"][0] != "photo":
-        return []
-    cells = [[sheet.crop(box) for box in row] for row in layout["boxes"]]
-    return [(row[0], row[-1]) for row in cells[:SHOWN_PICTURES]]
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_plain(inner)}" for name, inner in value.items())
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

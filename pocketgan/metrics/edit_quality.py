@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torchmetrics import Metric
-from torchmetrics.aggregation import MeanMetric
+from torchmetrics.aggregation import MeanMetric, SumMetric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 from torchmetrics.utilities import rank_zero_warn
 
@@ -46,6 +46,7 @@ class EditQuality(FrozenModule):
 
     def __init__(self, feature_extractor: FeatureExtractor | None = None, lpips: bool | None = None) -> None:
         super().__init__()
+        self.measured_images = SumMetric()
         # a NaN shall be seen in the result, not be skipped as by default
         self.reconstruction = MeanMetric(nan_strategy="disable")
         self.psnr = PeakSignalNoiseRatio(data_range=2.0)
@@ -105,6 +106,7 @@ class EditQuality(FrozenModule):
             if self.feature_extractor is not None:
                 concept_numbers = self._concept_numbers(concepts).to(fake.device)
                 self.concept_features.update(self.feature_extractor(fake), concept_numbers)
+            self.measured_images.update(len(fake))
             # one value per image: sums of single pixels would outgrow float32
             self.reconstruction.update((fake - edit).abs().mean(dim=(1, 2, 3)))
             self.psnr.update(fake, edit)
@@ -117,14 +119,15 @@ class EditQuality(FrozenModule):
         """Compute the metrics over all images of all ranks.
 
         Returns:
-            Float32 scalars. ``reconstruction``: L1 between images in [-1, 1]. ``psnr``: dB, from the squared
-            error over all images. ``ssim``. ``lpips``, if it is on. With a feature extractor:
-            ``images_per_concept``, the N of the concept with the fewest images; under the extractor's names,
-            the Fréchet and the kernel distance, averaged over concepts; and under the latter's name with
-            ``_low`` and ``_high`` the bounds of its interval. The distances are left out, with one warning,
-            when N < 2, the bounds when N < 3.
+            Float32 scalars. ``measured_images``: the N of the paired metrics. ``reconstruction``: L1 between images
+            in [-1, 1]. ``psnr``: dB, from the squared error over all images. ``ssim``. ``lpips``, if it is on. With a
+            feature extractor: ``images_per_concept``, the N of the concept with the fewest images; under the
+            extractor's names, the Fréchet and the kernel distance, averaged over concepts; and under the latter's name
+            with ``_low`` and ``_high`` the bounds of its interval. The distances are left out, with one warning, when
+            N < 2, the bounds when N < 3.
         """
         metrics: dict[str, Metric] = {
+            "measured_images": self.measured_images,
             "reconstruction": self.reconstruction,
             "psnr": self.psnr,
             "ssim": self.ssim,

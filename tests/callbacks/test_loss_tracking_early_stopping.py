@@ -16,8 +16,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import LossTrackingEarlyStopping
-from callbacks.loss_tracking_early_stopping import PRESETS, _part, values_until_stop, variance_ratio
+from callbacks.loss_tracking_early_stopping import PRESETS, _part
 from pocketgan.cli import main
+from pocketgan.loss_tracking import values_until_stop, variance_ratio
 
 
 def tracking(**options):

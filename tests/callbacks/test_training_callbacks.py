@@ -37,6 +37,7 @@ def test_quality_is_measured_by_images(pair_set, tmp_path):
         measured = [float(row["images"]) for row in csv.DictReader(file) if row["val/reconstruction"]]
     assert measured == [8, 16, 24]
     assert rows(run, "val/images_per_concept") == [2, 2, 2]
+    assert rows(run, "val/measured_images") == [4, 4, 4]
     assert sheets(run) == [f"images_{images:08d}.png" for images in (8, 16, 24)]
 
 

@@ -47,7 +47,8 @@ def test_paired_values_by_hand():
     fake = torch.stack([torch.full((3, 16, 16), 0.5), torch.full((3, 16, 16), -0.1)])
     quality.update(fake, edit, ["night", "night"])
     values = quality.compute()
-    assert set(values) == {"reconstruction", "psnr", "ssim"}
+    assert set(values) == {"measured_images", "reconstruction", "psnr", "ssim"}
+    assert values["measured_images"].item() == 2
     assert values["reconstruction"].item() == pytest.approx(0.3)
     # 10 log10(range^2 / mean squared error) = 10 log10(4 / 0.13)
     assert values["psnr"].item() == pytest.approx(10 * math.log10(4 / 0.13), rel=1e-5)
@@ -111,7 +112,10 @@ def test_a_diverged_generator_shows_as_nan():
     quality = make_quality(edits, concepts)
     quality.update(edits * torch.nan, edits, concepts)
     values = quality.compute()
-    assert {name for name, value in values.items() if not math.isnan(value)} == {"images_per_concept"}
+    assert {name for name, value in values.items() if not math.isnan(value)} == {
+        "measured_images",
+        "images_per_concept",
+    }
     assert {"fd_tiny", "kid_tiny", "kid_tiny_low", "kid_tiny_high"} < set(values)
 
 
@@ -134,7 +138,8 @@ def test_too_few_images_leave_the_distances_out_with_one_warning():
     quality.update(fakes[:3], edits[:3], concepts[:3])
     with pytest.warns(UserWarning, match="fd_tiny and kid_tiny are left out: concept night has 1 images"):
         values = quality.compute()
-    assert set(values) == {"reconstruction", "psnr", "ssim", "images_per_concept"}
+    assert set(values) == {"measured_images", "reconstruction", "psnr", "ssim", "images_per_concept"}
+    assert values["measured_images"].item() == 3
     assert values["images_per_concept"].item() == 1
     quality.reset()
     quality.update(fakes[:1], edits[:1], concepts[:1])
