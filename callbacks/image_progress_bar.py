@@ -15,6 +15,8 @@ class ImageProgressBar(RichProgressBar):
     Modules without a clock of images, and runs without a budget, show batches.
     """
 
+    _budget_images: int | None = None
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look the budget up."""
         budget = budget_of(trainer)

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from playwright.sync_api import sync_playwright
 from tiny import config_of, fit_base
 from tiny_gan import fit_unpaired, make_image_folder
 
@@ -285,9 +286,8 @@ def test_what_is_no_run_or_no_page(trained, tmp_path):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_in_a_browser(page):
     """No script error, pictures visible, sliders move by the keyboard; in the dark and on a phone, too."""
-    sync_api = pytest.importorskip("playwright.sync_api")
     options = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
-    with sync_api.sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
         for scheme, width in (("light", 1200), ("dark", 360)):
             tab = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
