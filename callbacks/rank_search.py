@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.console import say
 from callbacks.image_budget import budget_of
+from callbacks.requeue import Requeue
 from callbacks.trainer_state import without_augmentation, write_into_run
 from lightning_modules import LoRAAdaptation
 from pocketgan.adapters import keep_ranks, ranks_of, resized, scaled_ranks, stored_bytes
@@ -240,9 +241,12 @@ class RankSearch(Callback):
         for generator in (module.generator, module.generator_ema):
             keep_ranks(generator, ranks)
         devices = [trainer.strategy.root_device] if trainer.strategy.root_device.type == "cuda" else []
+        requeue = next((each for each in trainer.callbacks if isinstance(each, Requeue)), None)  # type: ignore[attr-defined]
         with torch.random.fork_rng(devices), _unlogged(module):
             while module.images_seen < self.trial_images:
                 for index, batch in enumerate(trainer.datamodule.train_dataloader()):  # type: ignore[attr-defined]
+                    if requeue is not None and requeue.is_due(trainer):
+                        requeue.leave(trainer, f"in the trial of factor {factor}, which begins anew")
                     trainer.strategy.training_step(trainer.strategy.batch_to_device(batch), index)
                     if module.images_seen >= self.trial_images:
                         break

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -55,20 +55,34 @@ class Requeue(Callback):
         """
         if batch_idx % trainer.accumulate_grad_batches:
             return  # gradients that are being gathered are in no checkpoint
+        if self.is_due(trainer):
+            folder = checkpoint_folder(trainer)
+            trainer.save_checkpoint(folder / "last.ckpt")
+            self.leave(trainer, f"at {getattr(pl_module, 'images_seen', 0):,} images: {folder}/last.ckpt is written")
+
+    def is_due(self, trainer: Trainer) -> bool:
+        """Whether any rank was called; between two batches, on all ranks."""
         self._batches += 1
         if trainer.world_size > 1 and self._batches % self.check_batches:
-            return
-        if not trainer.strategy.reduce_boolean_decision(self.is_called, all=False):
-            return
-        folder = checkpoint_folder(trainer)
-        trainer.save_checkpoint(folder / "last.ckpt")
+            return False
+        return trainer.strategy.reduce_boolean_decision(self.is_called, all=False)
+
+    def leave(self, trainer: Trainer, where: str) -> NoReturn:
+        """End the process once what is to be kept is on the disk; on all ranks.
+
+        Args:
+            trainer: The run's.
+            where: What is kept, for the user.
+
+        Raises:
+            SystemExit: 0 if the job is back in the queue, else 75, "try again".
+        """
         job = None
         if trainer.is_global_zero:
-            images = getattr(pl_module, "images_seen", 0)
             job = requeue_job()
             what = f"job {job} is back in the queue" if job else "start it again with --ckpt_path last"
             self.stop_reason = f"SIGUSR1; {what}"
-            say(f"SIGUSR1 at {images:,} images: {folder}/last.ckpt is written; {what}")
+            say(f"SIGUSR1 {where}; {what}")
         raise SystemExit(0 if trainer.strategy.broadcast(job) else os.EX_TEMPFAIL)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002

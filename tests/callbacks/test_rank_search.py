@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -295,6 +296,31 @@ def test_killed_search_goes_on_with_the_next_trial(trained, tmp_path):
     with pytest.warns(UserWarning, match="RankSearch"):
         fit_adapter(trained["pairs"], trained["base"], without, "--data.concepts=[sepia]", "--ckpt_path=last")
     assert_stored_as_used(trained, without)
+
+
+def test_a_search_that_is_called_away_goes_on_with_the_trial_it_was_in(trained, tmp_path, monkeypatch, capsys):
+    whole = searched(trained, tmp_path / "whole", "--trainer.callbacks.tolerance=0")
+    run, called = tmp_path / "run", []
+    trial = RankSearch._trial
+
+    def called_away(self, trainer, module, factor, ranks):
+        if factor == 2:
+            called.append(factor)
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return trial(self, trainer, module, factor, ranks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RankSearch, "_trial", called_away)
+        with pytest.raises(SystemExit) as left:
+            searched(trained, run, "--trainer.callbacks.tolerance=0")
+    assert left.value.code == os.EX_TEMPFAIL
+    assert "SIGUSR1 in the trial of factor 2, which begins anew; start it again with" in capsys.readouterr().out
+    assert [row["factor"] for row in trace_of(run)] == [0, 1]
+    searched(trained, run, "--trainer.callbacks.tolerance=0", "--ckpt_path=last")
+    assert called == [2]
+    assert comparable(trace_of(run)) == comparable(trace_of(whole))
+    ends = [torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (whole, run)]
+    assert all(torch.equal(ends[1]["state_dict"][name], value) for name, value in ends[0]["state_dict"].items())
 
 
 def assert_at_the_start(trained, run):
