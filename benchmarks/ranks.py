@@ -32,6 +32,16 @@ class RankRecord(Callback):
     def __init__(self) -> None:
         self.losses: list[dict[str, float]] = []
 
+    def on_train_batch_start(
+        self,
+        trainer: Trainer,  # noqa: ARG002
+        pl_module: LightningModule,
+        batch: dict[str, Any],
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        """Give the step images of the module's precision: they are made of bytes after Lightning's conversion."""
+        batch |= {name: batch[name].to(pl_module.dtype) for name in ("photo", "edit")}
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ARG002
         """Average the step's losses: each rank's is of its share of the batch."""
         found = {name: trainer.callback_metrics[name].double() for name in LOSSES}
@@ -62,7 +72,7 @@ def trained(pairs: Path, folder: Path, ranks: int, precision: str) -> list[dict[
         "fit", "-c", "configs/base_gan/small.yaml", f"--data.root={pairs}", "--data.size=64",
         f"--data.batch_size={BATCH}", f"--budget.images={STEPS * BATCH}", f"--trainer.default_root_dir={folder}",
         f"--trainer.precision={precision}", "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1",
-        "--trainer.callbacks+=benchmarks.ranks.RankRecord",
+        "--trainer.callbacks+=benchmarks.ranks.RankRecord", "--trainer.limit_val_batches=0",
     ]  # fmt: skip
     command(words, ranks, "ddp_find_unused_parameters_true")
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(ranks)]
