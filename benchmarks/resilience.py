@@ -111,8 +111,8 @@ class Benchmark:
             "# Does a killed training end as if it had never been killed?\n\n"
             "`kill -9` of the whole process group at a moment drawn evenly over its length "
             f"(seed {seed}), then the same command line once more. All weights of all last checkpoints are compared "
-            f"bit for bit with those of a run that was left alone. 64 px, width 16, {IMAGES} images, a checkpoint every "
-            f"{EVERY} batches, 1 thread. Commit {commit()}.\n\n{command_block(__doc__)}\n\n"
+            f"bit for bit with those of a run that was left alone. 64 px, width 16, {IMAGES} images, a checkpoint "
+            f"every {EVERY} batches, 1 thread. Commit {commit()}.\n\n{command_block(__doc__)}\n\n"
             "| command | seconds left alone | killed | equal, all bits |\n|---|---|---|---|\n" + "\n".join(rows)
         )
 
