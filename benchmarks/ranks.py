@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from benchmarks.runs import command_block, commit, mean_and_spread
 from pocketgan.pair_set import read_pairs
 
-STEPS, BATCH, PHOTOS = 50, 4, 32
+STEPS, BATCH, PHOTOS = 50, 4, 96
 SHOWN_STEPS = (1, 10, 25, STEPS)
 LOSSES = ("train/reconstruction", "train/adversarial", "train/discriminator")
 
