@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.flop_counter import FlopCounterMode
 
 from callbacks.console import say
 from callbacks.image_budget import budget_of
 from callbacks.trainer_state import batch_images
 from lightning_modules import PairedGAN, UnpairedGAN
+from lightning_modules.diffusion_module import DiffusionModule
 from pocketgan.compression import layer_macs
 
 WARM_UP_BATCHES, TIMED_BATCHES = 3, 8
@@ -76,6 +78,9 @@ class FitEstimate(Callback):
                 say(f"{name}: {count:,} parameters, {trained:,} of them trained")
         if (macs := _generator_macs(trainer, module)) is not None:
             say(f"generator: {macs / 1e9:.3f} GMACs an image at {trainer.datamodule.size} px")  # type: ignore[attr-defined]
+        if isinstance(module, DiffusionModule):
+            macs = _denoiser_macs(trainer, module)
+            say(f"{type(module.denoiser).__name__}: {macs / 1e9:.3f} GMACs a pass of one image")
         device = trainer.strategy.root_device
         if device.type == "cuda":
             say(f"memory: {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB of the GPU in a step")
@@ -92,6 +97,15 @@ class FitEstimate(Callback):
         folder = Path(trainer.default_root_dir)
         say(f"{folder} would get config.yaml, environment.json, metrics.csv, samples/, and checkpoints/ of")
         say(f"{checkpoint_bytes / 2**20:.1f} MiB each; nothing was written")
+
+
+@torch.no_grad()
+def _denoiser_macs(trainer: Trainer, module: DiffusionModule) -> int:
+    batch = next(iter(trainer.datamodule.train_dataloader()))  # type: ignore[attr-defined]
+    batch = module.drawn({name: value[:1] for name, value in trainer.strategy.batch_to_device(batch).items()})
+    with FlopCounterMode(display=False) as counter:
+        module.predict(batch["latents"], batch, module.denoiser)
+    return counter.get_total_flops() // 2
 
 
 def _generator_macs(trainer: Trainer, module: LightningModule) -> int | None:

@@ -21,7 +21,6 @@ from callbacks.console import say
 from callbacks.image_budget import ImageBudget
 from callbacks.trainer_state import batch_images, without_augmentation, write_into_run
 from callbacks.training_alarm import TrainingAlarm
-from lightning_modules import AdversarialModule
 from pocketgan.loss_tracking import variance_ratio
 from pocketgan.run_folder import TRACKING_FILE
 
@@ -102,6 +101,7 @@ class LossTrackingEarlyStopping(Callback):
             raise ValueError(f"images is {images}, every_n_batches {self.every_n_batches}; give 1 or more of each")
         self.images, self.seed = images, seed
         self.history = array.array("d")
+        self.places = array.array("q")  # batches before each value
         self.batches = 0
         self.stop_reason: str | None = None
         self._begun: float | None = None
@@ -111,6 +111,7 @@ class LossTrackingEarlyStopping(Callback):
         """The whole history: a resumed run goes on with it."""
         return {
             "history": torch.tensor(self.history, dtype=torch.float64),
+            "places": torch.tensor(self.places, dtype=torch.int64),
             "batches": self.batches,
             "every_n_batches": self.every_n_batches,
             "images": self.images,
@@ -131,7 +132,7 @@ class LossTrackingEarlyStopping(Callback):
                     f"the run was tracked with {name} {state_dict[name]} and would go on with {getattr(self, name)}; "
                     "its variances would mean nothing. Resume with the same number"
                 )
-        self.history = array.array("d", state_dict["history"].tolist())
+        self._take_history(state_dict)
         self.batches = state_dict["batches"]
         self._tracking_seconds, self._earlier_seconds = state_dict["tracking_seconds"], state_dict["seconds"]
 
@@ -181,6 +182,7 @@ class LossTrackingEarlyStopping(Callback):
         if self.batches % self.every_n_batches == 0:
             value = self._finite_objective(trainer, pl_module)
             self.history.append(value)
+            self.places.append(self.batches)
             ratio = self._ratio()
             pl_module.log_dict({"train/tracked_objective": value, "train/variance_ratio": ratio})
             if ratio < self.threshold:
@@ -242,6 +244,7 @@ class LossTrackingEarlyStopping(Callback):
             "images_seen": images,
             "batch_images": None if images is None else batch_images(trainer),
             "objective": list(self.history),
+            "after_batches": list(self.places),
         }
         write_into_run(trainer, TRACKING_FILE, json.dumps(curve))
 
@@ -326,9 +329,8 @@ class LossTrackingEarlyStopping(Callback):
 
     def _roll_back_or_refuse(self, trainer: Trainer, module: LightningModule, found: str) -> None:
         alarms = (each for each in trainer.callbacks if isinstance(each, TrainingAlarm))  # type: ignore[attr-defined]
-        alarm = next((each for each in alarms if each.action == "roll_back"), None)
-        if alarm is not None and isinstance(module, AdversarialModule):
-            alarm.act(trainer, module, found)
+        if (alarm := next(alarms, None)) is not None:
+            alarm.act(trainer, module, f"{found} before batch {self.batches + 1}", is_lost=True)
             return
         kept = getattr(trainer.checkpoint_callback, "last_model_path", "")
         there = f"{kept} holds the weights of the last validation, which were finite" if kept else "no checkpoint yet"
@@ -336,6 +338,19 @@ class LossTrackingEarlyStopping(Callback):
             f"{found} before batch {self.batches + 1}; the run stops here ({there}). Start a new run with a lower "
             "learning rate; one that is resumed keeps its optimizer's rate"
         )
+
+    def roll_back(self, state: dict[str, Any]) -> None:
+        """Forget the values of weights that are gone; batches count on.
+
+        Args:
+            state: Of ``state_dict``, of the checkpoint whose weights the run goes on from.
+        """
+        self._take_history(state)
+
+    def _take_history(self, state: dict[str, Any]) -> None:
+        self.history = array.array("d", state["history"].tolist())
+        every = range(0, self.every_n_batches * len(self.history), self.every_n_batches)
+        self.places = array.array("q", state.get("places", torch.tensor(every)).tolist())
 
 
 def _part(batch: Any, places: range) -> Any:

@@ -246,6 +246,7 @@ class RankSearch(Callback):
             while module.images_seen < self.trial_images:
                 for index, batch in enumerate(trainer.datamodule.train_dataloader()):  # type: ignore[attr-defined]
                     if requeue is not None and requeue.is_due(trainer):
+                        module.images_seen = 0  # the trial's are none of the run's
                         requeue.leave(trainer, f"in the trial of factor {factor}, which begins anew")
                     trainer.strategy.training_step(trainer.strategy.batch_to_device(batch), index)
                     if module.images_seen >= self.trial_images:

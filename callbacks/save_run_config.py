@@ -3,6 +3,7 @@
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -11,7 +12,8 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.console import say
-from callbacks.trainer_state import write_into_run
+from callbacks.metrics_csv import MetricsCSV
+from callbacks.trainer_state import checkpoint_folder, write_into_run
 from lightning_modules import PairedGAN, UnpairedGAN
 from pocketgan.environment import describe_environment
 from pocketgan.run_config import flat
@@ -27,7 +29,7 @@ class SaveRunConfig(SaveConfigCallback):
         ValueError: Ranks see different pair sets.
     """
 
-    def claim(self, folder: Path) -> None:
+    def claim(self, trainer: Trainer) -> None:
         """Refuse to run into another run's folder, or beside another process; say what a resumed run does otherwise.
 
         Before a fit, on rank 0: loggers begin their runs before any callback is asked.
@@ -36,6 +38,7 @@ class SaveRunConfig(SaveConfigCallback):
             FileExistsError: As above.
             RuntimeError: As above.
         """
+        folder = Path(trainer.default_root_dir)
         taken, resumes = (folder / self.config_filename).exists(), self.config.get("ckpt_path") is not None
         if taken and not resumes:
             raise FileExistsError(
@@ -49,7 +52,7 @@ class SaveRunConfig(SaveConfigCallback):
             )
         if self.config.get("ckpt_path") == "last" and taken:
             self._tell_differences(folder)
-            if not any((folder / "checkpoints").glob("last*.ckpt")):
+            if not any(checkpoint_folder(trainer).glob("last*.ckpt")):
                 rank_zero_warn(
                     f"{folder} has no checkpoint yet, the first comes with the first validation; it starts over"
                 )
@@ -108,8 +111,22 @@ class SaveRunConfig(SaveConfigCallback):
                     file.parent.rmdir()
         self._lock.release()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Save the config; a checkpoint that does not fit it was refused by now."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the config; a checkpoint that does not fit it was refused by now.
+
+        Raises:
+            ValueError: Ranks go on from different checkpoints.
+        """
+        own: Any = getattr(pl_module, "images_seen", 0)
+        first = trainer.strategy.broadcast(own)
+        if not trainer.strategy.reduce_boolean_decision(own == first):
+            raise ValueError(
+                f"ranks go on from different checkpoints: rank {trainer.global_rank} at {own:,} images, rank 0 at "
+                f"{first:,}; give all nodes one run folder, or the newest checkpoints/last.ckpt to each"
+            )
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.forget_after(own)
         if not trainer.is_global_zero:
             return
         config = self.config.clone()

@@ -1,7 +1,7 @@
 """A look at a GAN before each of its checkpoints: has it broken?"""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,21 +13,30 @@ from lightning_modules import AdversarialModule
 from lightning_modules.run_state import refuse_other_weights
 from pocketgan.losses import AdversarialLoss
 
-ALARM_FILE = "alarm.ckpt"
+ALARM_FILE, LOST_PICTURES = "alarm.ckpt", "pictures are not numbers"
 SMALLEST_REFERENCE_SPREAD = 0.05  # of the reference pictures, on [-1, 1]: below it one colour may be right
 
 
-class TrainingAlarm(Callback):
-    """Looks for broken GANs when a validation begins, which is before ``last.ckpt`` is replaced.
+@runtime_checkable
+class RollsBack(Protocol):
+    """A callback that knows of the weights' past, which a roll back changes."""
 
-    * *not a number* among the weights or in the made pictures,
+    def roll_back(self, state: dict[str, Any]) -> None:
+        """Take back its ``state_dict`` of the checkpoint; the clock goes on."""
+        ...
+
+
+class TrainingAlarm(Callback):
+    """Looks for broken networks when a validation begins, which is before ``last.ckpt`` is replaced.
+
+    * *not a number* among the weights that train, of any module, or in a GAN's pictures,
     * *one colour*: pictures that hardly vary where those they should be like do,
     * *black*: pictures at -1 where those they should be like are not,
     * *discriminator*: for ``discriminator_images`` its loss stays at 0, where it is always right, or above what saying
       the same of every picture would cost, where it is fooled: nothing is to be learned from it in either case.
 
-    What broke is kept as ``checkpoints/alarm.ckpt``. ``roll_back`` puts weights and optimizers of ``last.ckpt`` back
-    and goes on with a lower learning rate; the clock of images goes on, so that data and schedules do.
+    What broke is kept as ``checkpoints/alarm.ckpt``. ``roll_back`` puts a GAN's weights and optimizers of ``last.ckpt``
+    back and goes on with a lower learning rate; the clock of images goes on, so that data and schedules do.
 
     Args:
         action: ``warn`` says so and goes on, but for what is not a number, which ends the run; ``stop`` ends it;
@@ -76,7 +85,7 @@ class TrainingAlarm(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from it."""
-        self.alarms, self._stuck = state_dict["alarms"], state_dict["stuck"]
+        self.alarms, self._stuck = state_dict["alarms"], state_dict.get("stuck")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look, and act on what any rank found.
@@ -84,36 +93,48 @@ class TrainingAlarm(Callback):
         Raises:
             RuntimeError: The run ends here.
         """
-        if not is_validating_a_fit(trainer) or not isinstance(pl_module, AdversarialModule):
+        if not is_validating_a_fit(trainer):
             return
-        found = self._found(trainer, pl_module)
+        loss = trainer.callback_metrics.get("train/discriminator")
+        mean_loss = None if loss is None else float(trainer.strategy.reduce(loss.clone(), reduce_op="mean"))
+        lost = self._lost(pl_module)
+        found = lost
+        if lost is None and isinstance(pl_module, AdversarialModule):
+            found = self._found(trainer, pl_module, mean_loss)
         # all ranks act alike, on what the first of those that found something says
-        every = [trainer.strategy.broadcast(found, rank) for rank in range(trainer.world_size)]
-        reason = next((each for each in every if each is not None), None)
+        is_lost = lost is not None or found == LOST_PICTURES
+        every = [trainer.strategy.broadcast((found, is_lost), rank) for rank in range(trainer.world_size)]
+        reason, is_lost = next((each for each in every if each[0] is not None), (None, False))
         if reason is not None:
-            self.act(trainer, pl_module, reason)
+            self.act(trainer, pl_module, reason, is_lost)
 
-    def _found(self, trainer: Trainer, module: AdversarialModule) -> str | None:
-        for name, weight in module.named_parameters():
-            if not weight.isfinite().all():
-                return f"{name} is not a number"
+    def _lost(self, module: LightningModule) -> str | None:
+        return next(
+            (
+                f"{name} is not a number"
+                for name, weight in module.named_parameters()
+                if weight.requires_grad and not weight.isfinite().all()
+            ),
+            None,
+        )
+
+    def _found(self, trainer: Trainer, module: AdversarialModule, loss: float | None) -> str | None:
         pictures = self._pictures(trainer, module)
         if pictures is None:
             return None
         made, reference = pictures
         if not made.isfinite().all():
-            return "pictures are not numbers"
+            return LOST_PICTURES
         is_trained = module.earlier_images + module.images_seen >= self.untrained_images
         if is_trained and made.amax() < -0.98 < reference.mean():
             return "every picture is black"
         spread, expected = (_spread(each) for each in (made, reference))
         if is_trained and expected > SMALLEST_REFERENCE_SPREAD and spread < expected / 10:
             return f"pictures are of one colour (a standard deviation of {spread:.3f}, where {expected:.3f} is right)"
-        return self._stuck_discriminator(trainer, module)
+        return self._stuck_discriminator(loss, module)
 
-    def _stuck_discriminator(self, trainer: Trainer, module: AdversarialModule) -> str | None:
-        loss = trainer.callback_metrics.get("train/discriminator")
-        how = None if loss is None else self._judged(float(loss), module.adversarial_loss)
+    def _stuck_discriminator(self, loss: float | None, module: AdversarialModule) -> str | None:
+        how = None if loss is None else self._judged(loss, module.adversarial_loss)
         if how is None:
             self._stuck = None
             return None
@@ -122,7 +143,6 @@ class TrainingAlarm(Callback):
         images = module.images_seen - self._stuck[1]
         if images < self.discriminator_images:
             return None
-        self._stuck = None
         return f"the discriminator {how} for {images:,} images (its loss is {loss:.1e}): it teaches nothing"
 
     def _judged(self, loss: float, adversarial_loss: AdversarialLoss) -> str | None:
@@ -130,7 +150,8 @@ class TrainingAlarm(Callback):
             return "has told all apart"
         answers = torch.linspace(-1, 1, 21)  # between what the losses here ask for fakes and for real pictures
         constant = min(float(adversarial_loss.discriminator(answer, answer)) for answer in answers)
-        return "has been fooled" if loss > self.discriminator_ceiling * constant else None
+        # a loss that has no such scale, as Wasserstein's, cannot tell
+        return "has been fooled" if loss > self.discriminator_ceiling * constant > 0 else None
 
     @torch.no_grad()
     def _pictures(self, trainer: Trainer, module: AdversarialModule) -> tuple[Tensor, Tensor] | None:
@@ -141,26 +162,30 @@ class TrainingAlarm(Callback):
             *_, reference, made = module.pictures(trainer.strategy.batch_to_device(batch)).values()
         return made.float(), reference.float()
 
-    def act(self, trainer: Trainer, module: AdversarialModule, reason: str) -> None:
+    def act(self, trainer: Trainer, module: LightningModule, reason: str, is_lost: bool) -> None:
         """Do what ``action`` says; on all ranks alike.
 
         Args:
             trainer: The run's.
-            module: The GAN.
+            module: What it trains.
             reason: What is wrong with it.
+            is_lost: Whether it is beyond going on, which a warning would.
 
         Raises:
             RuntimeError: The run ends here.
         """
-        self.alarms.append({"images": module.images_seen, "reason": reason})
+        self._stuck = None
+        images: int = getattr(module, "images_seen", 0)
+        self.alarms.append({"images": images, "reason": reason})
         folder = checkpoint_folder(trainer)
         trainer.save_checkpoint(folder / ALARM_FILE)
-        told = f"alarm at {module.images_seen:,} images: {reason}"
-        is_lost = "not a number" in reason or "not numbers" in reason
+        told = f"alarm at {images:,} images: {reason}"
         if self.action == "warn" and not is_lost:
             rank_zero_warn(f"{told}; it is kept as {folder / ALARM_FILE}, the training goes on")
             return
-        if self.action == "roll_back" and len(self.alarms) <= self.rollbacks and (folder / "last.ckpt").is_file():
+        can_roll_back = trainer.strategy.broadcast((folder / "last.ckpt").is_file())
+        is_asked = self.action == "roll_back" and isinstance(module, AdversarialModule)
+        if is_asked and can_roll_back and len(self.alarms) <= self.rollbacks:
             try:
                 self._roll_back(trainer, module, folder / "last.ckpt")
             except ValueError as error:  # a network that was narrowed since
@@ -168,13 +193,16 @@ class TrainingAlarm(Callback):
             rank_zero_warn(f"{told}; back to {folder / 'last.ckpt'} with {self.rate_factor:g} times the learning rates")
             return
         raise RuntimeError(
-            f"{told}; it is kept as {folder / ALARM_FILE}. Lower the learning rates or raise "
-            "model.reconstruction_weight, then go on from the last good checkpoint with --ckpt_path last, or start a "
-            "new run; --alarm.action roll_back does so by itself"
+            f"{told}; it is kept as {folder / ALARM_FILE}. Start a new run with lower learning rates: one that goes on "
+            "from the last good checkpoint by --ckpt_path last keeps its optimizers' rates. For GANs --alarm.action "
+            "roll_back goes back and lowers them by itself"
         )
 
-    def _roll_back(self, trainer: Trainer, module: AdversarialModule, file: Path) -> None:
-        state = torch.load(file, map_location=module.device, weights_only=True)
+    def _roll_back(self, trainer: Trainer, module: LightningModule, file: Path) -> None:
+        read: dict[str, Any] = {}
+        if trainer.is_global_zero:
+            read = torch.load(file, map_location="cpu", weights_only=True)
+        state = trainer.strategy.broadcast(read)
         refuse_other_weights(state["state_dict"], module.state_dict())
         module.load_state_dict(state["state_dict"])
         for optimizer, kept in zip(trainer.optimizers, state["optimizer_states"], strict=True):
@@ -186,6 +214,10 @@ class TrainingAlarm(Callback):
             optimizer.load_state_dict(kept)
             for group, lowered in zip(optimizer.param_groups, rates, strict=True):
                 group.update(lowered)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            kept = state["callbacks"].get(callback.state_key)
+            if kept is not None and isinstance(callback, RollsBack):
+                callback.roll_back(kept)
 
 
 def _spread(pictures: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
 from callbacks.unstopping_logger import UnstoppingLogger
@@ -30,9 +30,7 @@ class WandbRunLogger(UnstoppingLogger, WandbLogger):
 
     def __init__(self, run: Path, mode: Literal["offline", "online"], settings: dict[str, Any]) -> None:
         self.mode = mode
-        # rank 0 reads or makes the id: `experiment` is its alone
-        own_id = run_id(run) if getattr(rank_zero_only, "rank", 0) == 0 else None
-        super().__init__(save_dir=run, mode=mode, id=own_id, **settings)
+        super().__init__(save_dir=run, mode=mode, **settings)
 
     @property
     @rank_zero_experiment
@@ -41,6 +39,8 @@ class WandbRunLogger(UnstoppingLogger, WandbLogger):
         if self._experiment is None:
             folder = Path(str(self.save_dir))
             folder.mkdir(parents=True, exist_ok=True)
+            # not before: a mirror may have brought the folder with its id
+            self._id = self._wandb_init["id"] = run_id(folder)
             modes = ("online", "offline", "disabled")
             for mode in modes[modes.index(self.mode) :]:
                 self._wandb_init["mode"] = mode

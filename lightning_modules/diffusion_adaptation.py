@@ -1,5 +1,6 @@
 """A diffusion transformer on new data: DiffFit, its baselines, or all of it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -133,12 +134,11 @@ class DiffusionAdaptation(DiffusionModule):
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
         """Run the transformer with the averaged weights; arguments and result are the transformer's own."""
-        with self.averaged_weights():
-            return self.transformer(*arguments, **options)
+        return self.averaged_denoiser(*arguments, **options)
 
-    def predict(self, noisy: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    def predict(self, noisy: Tensor, batch: dict[str, Tensor], denoiser: Callable[..., Any]) -> Tensor:
         """Run the transformer."""
-        return self.transformer(noisy, timestep=batch["timesteps"], class_labels=batch["label"]).sample
+        return denoiser(noisy, timestep=batch["timesteps"], class_labels=batch["label"]).sample
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:  # noqa: ARG002
         """Predict noise of drawn levels; some images without their class."""

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.func import functional_call
 from torch.optim import Optimizer
 
 from datamodules import LabelledLatents
@@ -70,8 +71,8 @@ class DiffusionModule(LightningModule):
         """The network that predicts."""
 
     @abstractmethod
-    def predict(self, noisy: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """Run the network."""
+    def predict(self, noisy: Tensor, batch: dict[str, Tensor], denoiser: Callable[..., Any]) -> Tensor:
+        """Run the network, given with its own weights or as ``averaged_denoiser``."""
 
     def labelled_data(self) -> LabelledLatents:
         """The datamodule.
@@ -119,9 +120,17 @@ class DiffusionModule(LightningModule):
         finally:
             self._whole = None
 
+    def averaged_denoiser(self, *arguments: Any, **options: Any) -> Any:
+        """Run the network with its average; arguments and result are the network's own."""
+        if isinstance(self.denoiser, FSDPModule):
+            with self._swapped():
+                return self.denoiser(*arguments, **options)
+        # a class table that blocks share is one module: told to tie weights, torch 2.14 would swap it once for each
+        # block and leave the average in the weights' place
+        return functional_call(self.denoiser, self.averaged, arguments, options, tie_weights=False)
+
     @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """Have the network use its average."""
+    def _swapped(self) -> Iterator[None]:
         weights = list(self.trained.values())
         with torch.no_grad():
             kept = [weight.detach().clone() for weight in weights]
@@ -180,8 +189,7 @@ class DiffusionModule(LightningModule):
     def objective(self, batch: dict[str, Tensor], averaged: bool = False) -> Tensor:
         """Weighted loss of each example of a ``drawn`` batch, (B,)."""
         noisy = self.scheduler.add_noise(batch["latents"], batch["noise"], batch["timesteps"])
-        with self.averaged_weights() if averaged else nullcontext():
-            prediction = self.predict(noisy, batch)
+        prediction = self.predict(noisy, batch, self.averaged_denoiser if averaged else self.denoiser)
         loss = self.loss(prediction, batch["latents"], batch["noise"], batch["timesteps"], self.scheduler)
         # they are no part of what is measured
         return loss + sum(term(batch, prediction) for term in self.extra_terms) if torch.is_grad_enabled() else loss

@@ -1,5 +1,6 @@
 """A diffusion network from scratch, on whole pictures or on crops."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -87,12 +88,12 @@ class DiffusionTraining(DiffusionModule):
                 f"the network knows {known} classes, the data hold {classes}; set num_class_embeds to that"
             )
 
-    def predict(self, noisy: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    def predict(self, noisy: Tensor, batch: dict[str, Tensor], denoiser: Callable[..., Any]) -> Tensor:
         """Run the network on crops with their coordinates, or on whole pictures with all of them."""
         if self.patch_crop is not None:
             noisy = torch.cat((noisy, batch["coordinates"]), 1) if "coordinates" in batch else with_coordinates(noisy)
         label = batch["label"] if self.network.config.num_class_embeds is not None else None
-        return self.network(noisy, batch["timesteps"], class_labels=label).sample
+        return denoiser(noisy, batch["timesteps"], class_labels=label).sample
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:  # noqa: ARG002
         """Cut crops of one size, predict noise of drawn levels."""

@@ -198,13 +198,12 @@ def run_lightning(args: list[str] | None) -> None:
                 self.leave_out_text_encoder(config)
 
         def before_fit(self) -> None:
-            resumes = self.config[str(self.subcommand)].ckpt_path == "last"
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, RunMirror):
-                    callback.fetch(Path(self.trainer.default_root_dir), resumes=resumes)
+                    callback.fetch(self.trainer, self.config[str(self.subcommand)].ckpt_path)
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, SaveRunConfig) and self.trainer.is_global_zero:
-                    callback.claim(Path(self.trainer.default_root_dir))
+                    callback.claim(self.trainer)
 
         def leave_out_text_encoder(self, config: Namespace) -> None:
             checkpoint, arguments = Path(config.ckpt_path), config.model.init_args

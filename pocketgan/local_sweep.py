@@ -167,9 +167,9 @@ class _Trial:
 def _values_of(file: Path, metric: str) -> list[float]:
     if not file.is_file():
         return []
-    with file.open(newline="") as lines:
-        # a row that is being written is short
-        return [float(row[metric]) for row in csv.DictReader(lines) if row.get(metric) and None not in row.values()]
+    # a row that is being written has no end yet
+    whole = file.read_text().rpartition("\n")[0].splitlines()
+    return [float(row[metric]) for row in csv.DictReader(whole) if row.get(metric) and None not in row.values()]
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -153,7 +153,8 @@ def _trace(run: Path, ended: dict[str, Any]) -> StopTrace | None:
     seen, step = found.get("images_seen"), found.get("batch_images") or 1
     # a run may have begun before it was followed
     begin = 0 if seen is None else seen - found["batches"] * step
-    places = [float(begin + number * found["every_n_batches"] * step) for number in range(len(history))]
+    every = range(0, found["every_n_batches"] * len(history), found["every_n_batches"])
+    places = [float(begin + batches * step) for batches in found.get("after_batches", every)]
     ratios = [(place, variance_ratio(history[:count], window)) for count, place in enumerate(places, 1)]
     return StopTrace(
         objective=list(zip(places, history.tolist(), strict=True)),

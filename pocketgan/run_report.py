@@ -19,7 +19,7 @@ from pocketgan.run_record import Points, RunRecord, ShownRow, StopTrace, plain, 
 
 # settings of where and how, not of what
 LEFT_OUT = re.compile(
-    r"trainer\.(default_root_dir|enable_progress_bar)$|ckpt_path$|logging\.|.*\.\w*ProgressBar(\[\d+\])?(\.|$)"
+    r"trainer\.(default_root_dir|enable_progress_bar)$|ckpt_path$|logging\.|mirror\.|.*\.\w*ProgressBar(\[\d+\])?(\.|$)"
 )
 WIDTH, HEIGHT, MARGIN = 340, 150, 44
 SMALLEST = 1e-12

@@ -182,15 +182,21 @@ def test_stop_ends_at_what_warn_only_tells(pair_set, tmp_path, broken):
 )
 def test_a_discriminator_that_teaches_nothing(loss, stuck, told):
     alarm = TrainingAlarm(discriminator_images=100, discriminator_floor=1e-3)
-    trainer, module = SimpleNamespace(callback_metrics={}), SimpleNamespace(images_seen=0, adversarial_loss=loss)
+    module = SimpleNamespace(images_seen=0, adversarial_loss=loss)
     answer = torch.zeros(1)
     sound = 0.8 * float(loss.discriminator(answer + 0.5, answer + 0.5))
     found = []
     for images, value in ((0, sound), (50, stuck), (100, stuck), (149, stuck), (150, stuck), (200, stuck)):
-        module.images_seen, trainer.callback_metrics["train/discriminator"] = images, torch.tensor(value)
-        found.append(alarm._stuck_discriminator(trainer, module))
-    assert [one is not None for one in found] == [False, False, False, False, True, False]
+        module.images_seen = images
+        found.append(alarm._stuck_discriminator(value, module))
+    assert [one is not None for one in found] == [False, False, False, False, True, True]
     assert told in found[4]
+
+
+def test_an_older_runs_alarm_is_taken_up():
+    alarm = TrainingAlarm()
+    alarm.load_state_dict({"alarms": [{"images": 4, "reason": "old"}], "idle_since": 8})
+    assert alarm.state_dict() == {"alarms": [{"images": 4, "reason": "old"}], "stuck": None}
 
 
 def test_a_sound_run_has_no_alarm_and_the_same_weights(trained):
