@@ -3,6 +3,9 @@
 import os
 import signal
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -35,13 +38,12 @@ class Requeue(Callback):
         self.is_called = False
         self.stop_reason: str | None = None
         self._batches = 0
-        self._before: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Listen, from before the data are read; the answer comes with the next batch."""
+        """Listen, from before the data are read until ``handler_restored`` ends; the answer comes with a batch."""
         self.is_called = False
         try:
-            self._before = signal.signal(signal.SIGUSR1, self._note)
+            signal.signal(signal.SIGUSR1, self._note)
         except ValueError:  # only the main thread may
             rank_zero_warn("no requeue on SIGUSR1: the training does not run in the main thread")
 
@@ -89,18 +91,16 @@ class Requeue(Callback):
             say(f"SIGUSR1 {where}; {what}")
         raise SystemExit(0 if trainer.strategy.broadcast(job) else os.EX_TEMPFAIL)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Listen no more."""
-        self._leave()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
-        """Listen no more."""
-        self._leave()
-
-    def _leave(self) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGUSR1, self._before)
-            self._before = None
+@contextmanager
+def handler_restored() -> Iterator[None]:
+    """Leave SIGUSR1 as it was: Lightning puts back after a fit what it found, which is Requeue's handler."""
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGUSR1, before)
 
 
 def requeue_job() -> str | None:

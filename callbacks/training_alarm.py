@@ -113,7 +113,7 @@ class TrainingAlarm(Callback):
             (
                 f"{name} is not a number"
                 for name, weight in module.named_parameters()
-                if weight.requires_grad and not weight.isfinite().all()
+                if (weight.requires_grad or isinstance(module, AdversarialModule)) and not weight.isfinite().all()
             ),
             None,
         )

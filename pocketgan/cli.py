@@ -137,6 +137,7 @@ def run_lightning(args: list[str] | None) -> None:
         TrainingAlarm,
     )
     from callbacks.pair_estimate import SAMPLE_BATCHES
+    from callbacks.requeue import handler_restored
     from lightning_modules.run import constructor_errors_unwrapped, without_text_encoder
 
     _ignore_upstream_warnings()
@@ -251,7 +252,7 @@ def run_lightning(args: list[str] | None) -> None:
 
     # interpolation that the command line and later files can override (Lightning issue 13607)
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    with constructor_errors_unwrapped():
+    with constructor_errors_unwrapped(), handler_restored():
         PocketganCLI(
             LightningModule,
             LightningDataModule,

@@ -128,7 +128,7 @@ def broken(monkeypatch):
 def test_what_is_no_number_ends_the_run_and_leaves_the_last_good_checkpoint(pair_set, tmp_path, broken):
     broken(20, float("nan"))
     with pytest.raises(
-        RuntimeError, match=r"alarm at 24 images: .* is not a number; it is kept as .*alarm.ckpt. Lower"
+        RuntimeError, match=r"alarm at 24 images: .* is not a number; it is kept as .*alarm.ckpt. Start"
     ):
         fit_base(pair_set, tmp_path / "run")
     run = tmp_path / "run"
@@ -299,7 +299,7 @@ def test_an_adapter_that_is_tracked_rolls_back_too(trained, tmp_path, monkeypatc
                         weight.fill_(float("nan"))
 
     monkeypatch.setattr(LoRAAdaptation, "training_step", broken_step)
-    with pytest.warns(UserWarning, match=r"is (nan|not finite); back to .*last.ckpt with 0.5 times the learning rates"):
+    with pytest.warns(UserWarning, match=r"is (nan|not finite) before batch 7; back to .*last.ckpt with 0.5 times"):
         fit_adapter(
             trained["pairs"], trained["base"], tmp_path / "run", "--data.concepts=[sepia]", "--alarm.action=roll_back",
             f"--early_stopping.every_n_batches={every}", "--early_stopping.window=2", "--early_stopping.threshold=0",
