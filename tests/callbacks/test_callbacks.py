@@ -1,5 +1,6 @@
 """Image budget, random state, run folder and adapter writer."""
 
+import csv
 from types import SimpleNamespace
 
 import pytest
@@ -30,6 +31,24 @@ def test_a_finished_run_trains_no_further(pair_set, tmp_path):
     fit_base(pair_set, run, "--budget.images=8", "--trainer.val_check_interval=2", "--ckpt_path=last")
     after = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_killed_run_logs_nothing_twice(pair_set, tmp_path):
+    run = fit_base(pair_set, tmp_path / "run", "--budget.images=12", "--trainer.log_every_n_steps=1")
+    file = run / "metrics.csv"
+    names, *rows = file.read_text().splitlines()
+    seen = names.split(",").index("images")
+    cells = rows[-1].split(",")
+    cells[seen] = "16.0"  # of a batch after the checkpoint
+    file.write_text("\n".join((names, *rows, ",".join(cells), "half a li")) + "\n")
+    fit_base(pair_set, run, "--budget.images=24", "--trainer.log_every_n_steps=1", "--ckpt_path=last")
+    whole = fit_base(pair_set, tmp_path / "whole", "--budget.images=24", "--trainer.log_every_n_steps=1")
+    images = [
+        [row["images"] for row in csv.DictReader(text.splitlines())]
+        for text in (file.read_text(), (whole / "metrics.csv").read_text())
+    ]
+    # a run that ends at 12 images validates there too, as one that goes on does
+    assert images[0] == images[1]
 
 
 def test_random_state_goes_on():

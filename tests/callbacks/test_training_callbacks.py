@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -309,6 +310,10 @@ def test_an_adapter_that_is_tracked_rolls_back_too(trained, tmp_path, monkeypatc
     assert last["images_seen"] == 36
     assert all(value.isfinite().all() for value in last["state_dict"].values() if value.is_floating_point())
     assert len(last["callbacks"]["TrainingAlarm"]["alarms"]) == 1
+    tracked = json.loads((tmp_path / "run" / "loss_tracking.json").read_text())
+    # what was seen of the weights between last.ckpt, at 3 batches, and the roll back is forgotten
+    assert tracked["after_batches"] == ([0, 1, 2, 6, 7, 8] if every == 1 else [0])
+    assert len(tracked["objective"]) == len(tracked["after_batches"])
 
 
 def test_numbers_that_make_no_sense():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import pytest
@@ -419,6 +420,26 @@ def test_fsdp_is_ddp_with_less_memory(world, tmp_path, adapter):
         load_file(run / "adapter" / "adapter.safetensors"),
         load_file(tmp_path / "ddp" / "adapter" / "adapter.safetensors"),
     )
+
+
+def test_weights_that_are_no_numbers_end_the_run(world, tmp_path, monkeypatch):
+    step = DiffusionAdaptation.training_step
+
+    def broken(self, *arguments):
+        next(iter(self.trained.values())).data.fill_(float("nan"))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(DiffusionAdaptation, "training_step", broken)
+    with pytest.raises(RuntimeError, match=r"alarm at 4 images: transformer.* is not a number; it is kept as"):
+        fit_dit(world["images"], world["latent"], tmp_path / "run", INTERVAL, "--budget.images=8")
+    assert (tmp_path / "run" / "checkpoints" / "alarm.ckpt").is_file()
+    assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_dry_run_counts_operations(world, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        fit_dit(world["images"], world["latent"], tmp_path / "run", "--dry-run", "--budget.images=400")
+    assert re.search(r"DiTTransformer2DModel: 0\.00\d GMACs a pass of one image", capsys.readouterr().out)
 
 
 def test_what_fsdp_does_not_take(world, tmp_path):

@@ -10,6 +10,7 @@ from diffusers import UNet2DModel
 from jsonargparse import ArgumentParser
 from tiny import CONFIGS, TINY_CONFIGS
 from tiny_dit import make_class_folders, make_pipeline
+from two_ranks import fit_on_two_ranks
 
 from lightning_modules import DiffusionTraining
 from pocketgan.class_pipeline import load_class_pipeline
@@ -45,6 +46,19 @@ def test_runs_end_to_end_and_resumes_bit_for_bit(tmp_path):
     assert (stored.config.classes, stored.image_size) == (["china", "flower", "third"], 32)
     average = [value for name, value in weights(whole)["state_dict"].items() if name.startswith("average.")]
     assert all(torch.equal(*pair) for pair in zip(stored.unet.parameters(), average, strict=True))
+
+
+def test_fsdp_is_ddp_up_to_the_order_of_sums(tmp_path):
+    words = [
+        "fit", f"-c={TINY_CONFIGS / 'diffusion_training' / 'patch_diffusion.yaml'}", "--budget.images=8",
+        f"--data.root={make_class_folders(tmp_path / 'images')}",
+    ]  # fmt: skip
+    for strategy in ("ddp", "fsdp2"):
+        run = f"--trainer.default_root_dir={tmp_path / strategy}"
+        fit_on_two_ranks(tmp_path, [*words, run], "model.images_seen", strategy=strategy)
+    expected, found = (weights(tmp_path / strategy)["state_dict"] for strategy in ("ddp", "fsdp2"))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert load_class_pipeline(tmp_path / "fsdp2" / "pipeline").config.classes == ["china", "flower", "third"]
 
 
 def test_latents_come_with_their_autoencoder(tmp_path):
