@@ -46,16 +46,25 @@ class ThroughputMonitor(Callback):
         self._waited += lap
         self._seconds += lap
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ARG002
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,
+    ) -> None:
         """A step is done."""
         self._seconds += self._lap()
         self._batches += 1
         images = getattr(pl_module, "images_seen", 0)
-        if self._batches >= trainer.log_every_n_steps and images > self._images:  # type: ignore[attr-defined]
+        is_due = self._batches >= trainer.log_every_n_steps and images > self._images  # type: ignore[attr-defined]
+        if is_due:
             self._figures = self._measured(trainer, images)
             self._restart(images)
-        # Lightning writes what was logged in the batches that it writes at all
-        pl_module.log_dict(self._figures)
+        # Lightning keeps what was logged up to the end of a pass, and is not asked for more: each call takes time
+        if is_due or batch_idx == 0:
+            pl_module.log_dict(self._figures)
 
     def _measured(self, trainer: Trainer, images: int) -> dict[str, float]:
         speed = (images - self._images) / self._seconds

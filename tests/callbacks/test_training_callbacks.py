@@ -95,13 +95,13 @@ def test_validations_do_not_count_as_training_time(monkeypatch):
         monitor._restart(0)  # 0
         monitor.on_train_batch_start(trainer, module, None, 0)  # 1 second of waiting
         module.images_seen = 4
-        monitor.on_train_batch_end(trainer, module)  # 2 of work
+        monitor.on_train_batch_end(trainer, module, None, None, 1)  # 2 of work
         monitor.on_validation_end(trainer, module)  # 97 of validation
         monitor.on_train_batch_start(trainer, module, None, 1)  # 1 of waiting
         module.images_seen = 8
         clock_end = iter((103.0, 103.0))
         monkeypatch.setattr("callbacks.throughput_monitor.time.perf_counter", lambda: next(clock_end))
-        monitor.on_train_batch_end(trainer, module)  # 2 of work
+        monitor.on_train_batch_end(trainer, module, None, None, 1)  # 2 of work
     assert logged == {"speed/images_per_second": 8 / 6, "speed/data_wait_share": 2 / 6}
 
 
