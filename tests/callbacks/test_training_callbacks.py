@@ -166,6 +166,33 @@ def test_rolling_back_takes_the_last_good_weights_with_lower_rates(pair_set, tmp
     assert [alarm["images"] for alarm in last["callbacks"]["TrainingAlarm"]["alarms"]] == [24]
 
 
+def test_ranks_roll_back_together(pair_set, tmp_path):
+    """What one rank alone finds sends both back to the file of rank 0."""
+    broken_on_one = (
+        "import os\n"
+        "from lightning_modules import BaseGAN\n"
+        "step = BaseGAN.training_step\n"
+        "def broken(self, batch, index):\n"
+        "    step(self, batch, index)\n"
+        "    if self.images_seen == 20 and self.global_rank == 1 and not hasattr(self, 'done'):\n"
+        "        self.done = True\n"
+        "        self.generator_ema.head[-2].bias.data.fill_(float('nan'))\n"
+        "BaseGAN.training_step = broken\n"
+    )
+    words = [
+        "fit", f"-c={TINY_CONFIGS / 'base_gan' / 'e2gan.yaml'}", f"--data.root={pair_set}", "--budget.images=36",
+        f"--trainer.default_root_dir={tmp_path / 'run'}", "--alarm.action=roll_back",
+    ]  # fmt: skip
+    kept = "(model.state_dict(), [group['lr'] for group in self.optimizers[0].param_groups])"
+    (first, rates), (second, others) = fit_on_two_ranks(
+        tmp_path, words, kept, broken_on_one, "ddp_find_unused_parameters_true"
+    )
+    assert_same(first, second)
+    assert rates == others
+    assert all(value.isfinite().all() for value in first.values() if value.is_floating_point())
+    assert [alarm["images"] for alarm in weights(tmp_path / "run")["callbacks"]["TrainingAlarm"]["alarms"]] == [24]
+
+
 def test_stop_ends_at_what_warn_only_tells(pair_set, tmp_path, broken):
     broken(12, -30.0)
     with pytest.raises(RuntimeError, match="alarm at 12 images: every picture is black"):
