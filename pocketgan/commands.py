@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from datamodules import PairedImages
-    from pocketgan.editor import Editor
 
 LARGEST_DIFFERENCE = 1e-3
 EXPORT_CHECK_PHOTOS = 20
@@ -45,10 +44,11 @@ def export(
     from lightning_modules import load_run, trained_data_of
     from pocketgan.exporters import OnnxExporter, compare, measure_latency
     from pocketgan.files import write_whole
+    from pocketgan.loaded_model import choose_concept
     from pocketgan.wandb_export import record_export
 
     model = load_run(run)
-    concept = _chosen(concept, model.concepts, run)
+    concept = choose_concept(concept, model.concepts, run)
     divisor = model.generator.size_divisor
     trained_size: int = trained_data_of(run)["size"]
     size = size or trained_size
@@ -111,38 +111,10 @@ def edit(
         threads: Threads of the model; all cores if not given.
     """
     from pocketgan.editor import edit_files
+    from pocketgan.loaded_model import load
 
-    written = edit_files(inputs, _editor(model, concept, threads), out, overwrite)
+    written = edit_files(inputs, load(model, threads).editor(concept), out, overwrite)
     print(f"{len(written)} pictures written to {out}")
-
-
-def _editor(model: Path, concept: str | None, threads: int | None) -> "Editor":
-    import torch
-
-    from pocketgan.editor import Editor
-    from pocketgan.exporters import OnnxExporter
-
-    if not model.exists():
-        raise FileNotFoundError(f"{model} does not exist; give a run folder or an exported file")
-    if model.is_file():
-        exported = OnnxExporter().load(model, threads)
-        _chosen(concept, [exported.metadata["concept"]], model)
-        return Editor(exported, exported.size_divisor)
-    from lightning_modules import load_run
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    run = load_run(model)
-    return Editor(run.deployed(_chosen(concept, run.concepts, model)), run.generator.size_divisor)
-
-
-def _chosen(concept: str | None, concepts: list[str], model: Path) -> str:
-    if concept is None and len(concepts) == 1:
-        return concepts[0]
-    if concept not in concepts:
-        found = "needs a concept" if concept is None else f"does not know the concept {concept}"
-        raise ValueError(f"{model} {found}; choose one with --concept: {', '.join(concepts)}")
-    return concept
 
 
 def quickstart(photos: Path | None = None, out: Path = Path("pocketgan_quickstart")) -> None:

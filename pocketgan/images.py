@@ -108,6 +108,15 @@ def load_photo(path: Path, minimum_side: int = 32) -> LoadedPhoto:
         raise UnreadableImageError(path, str(error) or type(error).__name__) from error
 
 
+def as_photo(image: Image.Image) -> Image.Image:
+    """Make a picture in memory what ``load_photo`` makes of a file: upright 8-bit sRGB.
+
+    Raises:
+        UnreadableImageError: Its values have no known range.
+    """
+    return _standardised(ImageOps.exif_transpose(image), Path(getattr(image, "filename", "") or "the picture")).image
+
+
 def _standardised(image: Image.Image, path: Path) -> LoadedPhoto:
     conversions = []
     profile = image.info.get("icc_profile")

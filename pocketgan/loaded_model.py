@@ -1,0 +1,127 @@
+"""A trained or exported model opened for use from Python."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageOps
+
+if TYPE_CHECKING:
+    from pocketgan.editor import Editor
+
+
+class LoadedModel:
+    """Edits pictures; ``pocketgan.load`` makes it.
+
+    Args:
+        path: Where it came from, for messages.
+        concepts: The edits that it knows.
+        open_concept: Makes the editor of one of them; each is kept.
+    """
+
+    def __init__(self, path: Path, concepts: list[str], open_concept: "Callable[[str], Editor]") -> None:
+        self.path, self.concepts = path, concepts
+        self._open = functools.cache(open_concept)
+
+    def editor(self, concept: str | None = None) -> "Editor":
+        """The editor of a concept.
+
+        Args:
+            concept: One of ``concepts``; needed where there are several.
+
+        Raises:
+            ValueError: There is no such concept, or none is chosen among several.
+        """
+        return self._open(choose_concept(concept, self.concepts, self.path))
+
+    def edit(self, image: Image.Image, concept: str | None = None, strength: float = 1.0) -> Image.Image:
+        """Edit a picture at its own size.
+
+        Args:
+            image: Any of Pillow's; it is made upright and sRGB.
+            concept: One of ``concepts``; needed where there are several.
+            strength: Share of the edit in the result, 0 to 1; the rest is the photo.
+
+        Returns:
+            Of the upright picture's size: RGB, or RGBA with the picture's transparency.
+
+        Raises:
+            ValueError: The concept or the strength is none, or a side is shorter than 32 pixels.
+            UnreadableImageError: The picture's values have no known range.
+        """
+        from pocketgan.images import as_photo
+
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength is {strength:g}; give a share from 0, the photo, to 1, the whole edit")
+        editor = self.editor(concept)
+        photo = as_photo(image)
+        edit = Image.blend(photo, editor.edit(photo), strength)
+        if image.has_transparency_data:
+            edit.putalpha(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
+        return edit
+
+
+def load(path: Path | str, threads: int | None = None, device: str = "cpu") -> LoadedModel:
+    """Open a run, an adapter or an exported file.
+
+    Args:
+        path: Run folder of a base or an adaptation, its ``adapter/``, or an exported file.
+        threads: To compute with on the CPU; PyTorch's if None.
+        device: PyTorch's, of a run; exported files run on the CPU.
+
+    Raises:
+        FileNotFoundError: There is nothing, or no run, at the path.
+        ValueError: It is a file of another program, or an exported file on another device.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; give a run folder or an exported file")
+    return _exported(path, threads, device) if path.is_file() else _run(path, threads, device)
+
+
+def _exported(file: Path, threads: int | None, device: str) -> LoadedModel:
+    from pocketgan.editor import Editor
+    from pocketgan.exporters import OnnxExporter
+
+    if device != "cpu":
+        raise ValueError(f"{file} is an exported file, which runs on the CPU; load its run for device {device}")
+    exported = OnnxExporter().load(file, threads)
+    return LoadedModel(file, [exported.metadata["concept"]], lambda _: Editor(exported, exported.size_divisor))
+
+
+def _run(folder: Path, threads: int | None, device: str) -> LoadedModel:
+    import torch
+
+    from lightning_modules import load_run
+    from pocketgan.editor import Editor
+
+    if (folder / "adapter_config.json").is_file() and (folder.parent / "config.yaml").is_file():
+        folder = folder.parent
+    if threads is not None:
+        torch.set_num_threads(threads)
+    run = load_run(folder)
+
+    def editor(concept: str) -> Editor:
+        return Editor(run.deployed(concept).to(device), run.generator.size_divisor, device=device)
+
+    return LoadedModel(folder, run.concepts, editor)
+
+
+def choose_concept(concept: str | None, concepts: list[str], path: Path) -> str:
+    """The concept that is meant.
+
+    Args:
+        concept: As asked for.
+        concepts: What a model knows.
+        path: The model's, for the message.
+
+    Raises:
+        ValueError: None is given among several, or it is none of them.
+    """
+    if concept is None and len(concepts) == 1:
+        return concepts[0]
+    if concept not in concepts:
+        found = "needs a concept" if concept is None else f"does not know the concept {concept}"
+        raise ValueError(f"{path} {found}; choose one with --concept: {', '.join(concepts)}")
+    return concept
