@@ -8,6 +8,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from callbacks.console import say
 
 
+def is_used_up(trainer: Trainer, module: LightningModule) -> bool:
+    """Whether a resumed run had its whole budget before: it trains nothing."""
+    budget, images = budget_of(trainer), getattr(module, "images_seen", 0)
+    return budget is not None and images >= budget
+
+
 def budget_of(trainer: Trainer) -> int | None:
     """Images at which a run ends; None where nothing counts them."""
     return next((each.images for each in trainer.callbacks if isinstance(each, ImageBudget)), None)  # type: ignore[attr-defined]

@@ -60,6 +60,10 @@ class Requeue(Callback):
             return  # gradients that are being gathered are in no checkpoint
         if self.is_due(trainer):
             folder = checkpoint_folder(trainer)
+            # the batch that begins here is no part of what is saved: validations keep their places
+            progress = trainer.fit_loop.epoch_loop.batch_progress
+            progress.total.ready -= 1
+            progress.current.ready -= 1
             trainer.save_checkpoint(folder / "last.ckpt")
             self.leave(trainer, f"at {getattr(pl_module, 'images_seen', 0):,} images: {folder}/last.ckpt is written")
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from callbacks.image_budget import is_used_up
 from callbacks.requeue import Requeue
 from callbacks.trainer_state import write_into_run
 from pocketgan.run_folder import ENDED_FILE
@@ -24,15 +26,17 @@ class RunEnd(Callback):
     def __init__(self) -> None:
         self._has_begun = False
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take away what an earlier start left; a start that was refused before leaves it."""
-        self._has_begun = True
-        if trainer.is_global_zero:
+        self._has_begun = not is_used_up(trainer, pl_module)
+        if self._has_begun and trainer.is_global_zero:
             with _warned():
                 (Path(trainer.default_root_dir) / ENDED_FILE).unlink(missing_ok=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what ended the run in good order."""
+        if not self._has_begun:
+            return
         # ours first: Lightning's EarlyStopping keeps its message over a resume
         for attribute in ("stop_reason", "stopping_reason_message"):
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -48,6 +52,8 @@ class RunEnd(Callback):
             return
         by = type(exception).__name__
         reason = f"broken off: {exception}" if str(exception) else "broken off"
+        if isinstance(exception, SIGTERMException):
+            reason = "broken off by SIGTERM"
         if isinstance(exception, SystemExit):
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, Requeue) and callback.stop_reason:

@@ -1,6 +1,7 @@
 """A run folder's copy where its machine's disk may be lost."""
 
 import json
+import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,18 @@ class RunMirror(Callback):
             raise ValueError(
                 f"--mirror.url copies {folder}, and checkpoint.dirpath is {checkpoint_folder(trainer)}; leave it out"
             )
-        self._files, root = fsspec.core.url_to_fs(self.url)
+        if re.match(r"\w{2,}:(?!//)", self.url):
+            raise ValueError(f"--mirror.url is {self.url}; a URL has two slashes, such as s3://bucket/folder")
+        try:
+            self._files, root = fsspec.core.url_to_fs(self.url)
+        except ImportError as error:
+            raise ImportError(f"--mirror.url {self.url}: {error} (`pip install s3fs`, `gcsfs`, …)") from error
+        except ValueError as error:
+            known = "s3://, gs://, sftp://, a path, or what else fsspec knows"
+            raise ValueError(f"--mirror.url {self.url}: {error}; give {known}") from error
         self._root = f"{root.rstrip('/')}/{_place(folder)}"
+        if trainer.is_global_zero:
+            say(f"mirror: {self._files.unstrip_protocol(self._root)}")
         if not self._files.exists(f"{self._root}/{STAMP}"):
             return
         if ckpt_path is None:
@@ -97,9 +108,14 @@ class RunMirror(Callback):
         """Copy the last checkpoint, and what callbacks wrote at the end."""
         self._checkpoint = None
         self.finish(trainer)
+        if self._files is not None and self._checkpoint is None and trainer.is_global_zero:
+            say(
+                f"the last checkpoint is NOT at {self.url}, see the warning above; it is in {checkpoint_folder(trainer)}"
+            )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
-        """Copy what was saved before."""
+        """Copy what was saved before, and why it ended."""
+        self._checkpoint = None
         self.finish(trainer)
 
     def finish(self, trainer: Trainer) -> None:
@@ -125,7 +141,7 @@ class RunMirror(Callback):
         error, self._work = self._work.exception(), None
         if error is not None:  # whatever a service raises
             self._checkpoint = None
-            rank_zero_warn(f"{self.url} does not have the last checkpoint, the training goes on without: {error}")
+            rank_zero_warn(f"the last checkpoint was not copied to {self.url}, the training goes on: {error}")
 
     def _copy(self, folder: Path, checkpoint: Path) -> None:
         images = _images(checkpoint)  # before it is copied: what is copied may be newer, never older

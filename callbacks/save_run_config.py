@@ -12,6 +12,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.console import say
+from callbacks.image_budget import budget_of, is_used_up
 from callbacks.metrics_csv import MetricsCSV
 from callbacks.trainer_state import checkpoint_folder, write_into_run
 from lightning_modules import PairedGAN, UnpairedGAN
@@ -128,6 +129,9 @@ class SaveRunConfig(SaveConfigCallback):
             if isinstance(logger, MetricsCSV):
                 logger.forget_after(own)
         if not trainer.is_global_zero:
+            return
+        if own and is_used_up(trainer, pl_module):
+            say(f"the budget of {budget_of(trainer):,} images is used up: nothing is trained, and the config stays")
             return
         config = self.config.clone()
         config.ckpt_path = None  # where this start came from, not what the run is

@@ -31,6 +31,7 @@ class WandbRunLogger(UnstoppingLogger, WandbLogger):
     def __init__(self, run: Path, mode: Literal["offline", "online"], settings: dict[str, Any]) -> None:
         self.mode = mode
         super().__init__(save_dir=run, mode=mode, **settings)
+        self._wandb_init.pop("anonymous")  # which W&B warns of, whatever it is
 
     @property
     @rank_zero_experiment

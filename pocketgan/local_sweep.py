@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,11 +88,11 @@ def run_local_sweep(sweep: Sweep, out: Path, trials: int | None, jobs: int, seed
                 lambda trial: _Trial(sweep, out, slots, jobs).run(trial), n_trials=missing, n_jobs=jobs,
                 catch=(_TrialFailedError,),
             )  # fmt: skip
+        if not any(trial.value is not None for trial in study.trials):
+            raise RuntimeError(f"no trial of {sweep.file} came to a {sweep.metric}; see {out}/trial_*/log.txt")
         _report(sweep, study, out)
     finally:
         lock.release()
-    if not any(trial.value is not None for trial in study.trials):
-        raise RuntimeError(f"no trial of {sweep.file} came to a {sweep.metric}; see {out}/trial_*/log.txt")
     return study
 
 
@@ -116,6 +117,7 @@ class _Trial:
         words = self.sweep.words(values)
         words += [f"--trainer.default_root_dir={folder}", "--logging.wandb=off", "--trainer.enable_progress_bar=false"]
         words += ["--ckpt_path=last"]
+        Console().print(f"{folder}: {_shown(values)}", highlight=False)
         slot = self.slots.get()
         try:
             reported = self._follow(trial, words, folder, slot)
@@ -126,7 +128,10 @@ class _Trial:
         finally:
             self.slots.put(slot)
         if not reported:
-            raise _TrialFailedError(f"{folder} logged no {self.sweep.metric}; see {folder}/log.txt")
+            logged = _figures_of(folder / "metrics.csv")
+            there = f", but {', '.join(logged)}" if logged else ""
+            Console().print(f"{folder} logged no {self.sweep.metric}{there}; see {folder}/log.txt", highlight=False)
+            raise _TrialFailedError
         if self._was_stopped:
             raise optuna.TrialPruned
         return reported[-1]
@@ -162,6 +167,12 @@ class _Trial:
         for step in range(len(reported), len(found)):
             trial.report(found[step], step + 1)
         return found
+
+
+def _figures_of(file: Path) -> list[str]:
+    """What a run has measured on validation photos."""
+    names = file.read_text().partition("\n")[0].split(",") if file.is_file() else []
+    return sorted(name for name in names if name.startswith("val/"))
 
 
 def _values_of(file: Path, metric: str) -> list[float]:
@@ -274,17 +285,19 @@ def _report(sweep: Sweep, study: "Study", out: Path) -> None:
         ),
     )
     names = [parameter.name for parameter in sweep.parameters]
-    short = [name.replace("init_args.", "") for name in names]
-    rows = []
+    short = _short(names)
+    rows: list[list[Any]] = []
+    shown: list[list[str]] = []
     for trial in best_first:
         values = [_value(parameter, trial.params.get(parameter.name)) for parameter in sweep.parameters]
         ending = {"COMPLETE": "done", "PRUNED": "ended early", "FAIL": "failed"}.get(trial.state.name, trial.state.name)
+        shown.append([_shown({name: value}).partition(" ")[2] for name, value in zip(names, values, strict=True)])
         rows.append([trial.user_attrs["folder"], ending, "" if trial.value is None else f"{trial.value:.5g}", *values])
     with (out / TABLE_FILE).open("w", newline="") as file:
         csv.writer(file).writerows([["trial", "state", sweep.metric, *names], *rows])
     table = Table(*("trial", "state", sweep.metric, *short), title=f"{sweep.file.name}: best first")
-    for row in rows:
-        table.add_row(*map(str, row))
+    for row, values in zip(rows, shown, strict=True):
+        table.add_row(*map(str, row[:3]), *values)
     Console().print(table)
     measured = [trial for trial in trials if trial.value is not None]
     figure, axes = pyplot.subplots(1, len(names), figsize=(3.2 * len(names), 3), squeeze=False, sharey=True)
@@ -304,6 +317,23 @@ def _report(sweep: Sweep, study: "Study", out: Path) -> None:
     figure.savefig(out / PLOT_FILE, dpi=120)
     pyplot.close(figure)
     Console().print(f"{out / TABLE_FILE} and {out / PLOT_FILE} are written", highlight=False)
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """The last parts of config paths, as many as tell them apart."""
+    parts = [name.replace("init_args.", "").split(".") for name in names]
+    for count in range(1, max(map(len, parts), default=0) + 1):
+        short = [".".join(one[-count:]) for one in parts]
+        if len(set(short)) == len(short):
+            return short
+    return list(names)
+
+
+def _shown(values: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in zip(_short(list(values)), values.values(), strict=True)
+    )
 
 
 def _value(parameter: SweepParameter, stored: Any) -> Any:

@@ -87,10 +87,12 @@ def read_sweep(file: Path) -> Sweep:
     if not file.is_file():
         raise FileNotFoundError(f"sweep {file} does not exist; give a YAML such as configs/sweeps/base_gan.yaml")
     raw = yaml.safe_load(file.read_text())
-    if not isinstance(raw, dict) or not {"method", "metric", "parameters", "command"} <= raw.keys():
+    if not isinstance(raw, dict):
         raise ValueError(f"{file} is no sweep: it needs method, metric, command and parameters")
     if unknown := sorted(raw.keys() - KEYS):
         raise ValueError(f"{file}: unknown {', '.join(unknown)}; a sweep here has {', '.join(sorted(KEYS))}")
+    if missing := sorted({"method", "metric", "parameters", "command"} - raw.keys()):
+        raise ValueError(f"{file} is no sweep: it lacks {', '.join(missing)}")
     if raw["method"] not in METHODS:
         raise ValueError(f"{file}: method is {raw['method']}; give one of {', '.join(METHODS)}")
     metric = raw["metric"]
@@ -129,16 +131,17 @@ def _parameter(file: Path, name: str, given: Any) -> SweepParameter:
         if "probabilities" in given:
             raise ValueError(f"{file}: probabilities of {name} are not supported; leave them out")
         return SweepParameter(name, "categorical", tuple(given["values"]))
+    supported = DISTRIBUTIONS[2:]
+    if given.get("distribution", supported[0]) not in supported:
+        raise ValueError(
+            f"{file}: {name} has distribution {given['distribution']}; supported are {', '.join(supported)}"
+        )
     if not {"min", "max"} <= given.keys():
         found = ", ".join(given) or "nothing"
         raise ValueError(f"{file}: {name} needs value, values, or min and max; it has {found}")
     low, high = given["min"], given["max"]
     whole = isinstance(low, int) and isinstance(high, int)
     distribution = given.get("distribution", "int_uniform" if whole else "uniform")
-    if distribution not in DISTRIBUTIONS[2:]:
-        raise ValueError(
-            f"{file}: {name} has distribution {distribution}; supported are {', '.join(DISTRIBUTIONS[2:])}"
-        )
     if not all(isinstance(end, int | float) for end in (low, high)) or low >= high:
         raise ValueError(f"{file}: {name} goes from {low} to {high}; give numbers, min below max (1.0e-3, not 1e-3)")
     if "log" in distribution and low <= 0:

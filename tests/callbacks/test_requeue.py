@@ -51,6 +51,9 @@ def test_a_signal_in_the_middle_of_a_step_resumes_bit_for_bit(
     assert stored["images_seen"] == images
     fit_base(pair_set, tmp_path / "parts", "--ckpt_path=last")
     assert_same(state(tmp_path / "parts"), state(whole))
+    # validations come at the same images
+    sheets = [sorted(file.name for file in (run / "samples").iterdir()) for run in (whole, tmp_path / "parts")]
+    assert sheets[0] == sheets[1]
     figures = [(run / "metrics.csv").read_text().splitlines()[-1] for run in (whole, tmp_path / "parts")]
     columns = (whole / "metrics.csv").read_text().splitlines()[0].split(",")
     quality = [place for place, name in enumerate(columns) if name.startswith("val/")]

@@ -97,7 +97,7 @@ def test_a_copy_that_fails_is_a_warning_and_comes_later(pair_set, tmp_path, url,
         put(self, local, remote, **options)
 
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "put_file", once)
-    with pytest.warns(UserWarning, match="does not have the last checkpoint, the training goes on.*service is away"):
+    with pytest.warns(UserWarning, match="checkpoint was not copied to .*, the training goes on: the service is away"):
         run = fit_base(pair_set, tmp_path / "run", f"--mirror.url={url}")
     assert mirrored()["checkpoints/last.ckpt"] == (run / "checkpoints" / "last.ckpt").read_bytes()
 
@@ -130,8 +130,12 @@ def test_what_is_gone_is_gone_there_too_also_after_a_restart(pair_set, tmp_path,
 
 
 def test_what_cannot_be_mirrored(pair_set, tmp_path):
-    with pytest.raises(ValueError, match="nowhere"):
+    with pytest.raises(ValueError, match=r"--mirror.url nowhere://bucket: .*nowhere; give s3://, gs://"):
         fit_base(pair_set, tmp_path / "run", "--mirror.url=nowhere://bucket")
+    with pytest.raises(ValueError, match=r"--mirror.url is s3:/bucket; a URL has two slashes"):
+        fit_base(pair_set, tmp_path / "run", "--mirror.url=s3:/bucket")
+    with pytest.raises(ImportError, match=r"--mirror.url gs://bucket: .*gcsfs.* \(`pip install s3fs`"):
+        fit_base(pair_set, tmp_path / "run", "--mirror.url=gs://bucket")
     with pytest.raises(ValueError, match=r"checkpoint.dirpath is s3://bucket; .* --mirror.url keeps a copy"):
         fit_base(pair_set, tmp_path / "run", "--checkpoint.dirpath=s3://bucket")
     with pytest.raises(ValueError, match=r"--mirror.url copies .*run, and checkpoint.dirpath is .*elsewhere; leave it"):

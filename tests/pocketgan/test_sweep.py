@@ -173,7 +173,7 @@ def test_failed_trials_are_named_and_the_others_go_on(pair_set, tmp_path):
     [
         ({"method": "magic"}, "method is magic; give one of grid, random, bayes"),
         ({"metric": {"name": "a", "goal": "sideways"}}, "goal minimize or maximize"),
-        ({"metric": None}, "is no sweep: it needs method, metric, command and parameters"),
+        ({"metric": None}, "is no sweep: it lacks metric"),
         ({"command": ["pocketgan", "fit"]}, r"ends with \$\{args\}"),
         ({"command": ["python", "train.py", "${args}"]}, "must run `pocketgan fit"),
         ({"command": ["pocketgan", "fit", "${json}", "${args}"]}, r"\$\{json\} in command is not supported"),
