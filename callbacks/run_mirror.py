@@ -109,9 +109,7 @@ class RunMirror(Callback):
         self._checkpoint = None
         self.finish(trainer)
         if self._files is not None and self._checkpoint is None and trainer.is_global_zero:
-            say(
-                f"the last checkpoint is NOT at {self.url}, see the warning above; it is in {checkpoint_folder(trainer)}"
-            )
+            say(f"{self.url} lacks the last checkpoint, see the warning above; it is in {checkpoint_folder(trainer)}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
         """Copy what was saved before, and why it ended."""
