@@ -28,10 +28,12 @@ class RunEnd(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take away what an earlier start left; a start that was refused before leaves it."""
-        self._has_begun = not is_used_up(trainer, pl_module)
+        file = Path(trainer.default_root_dir) / ENDED_FILE
+        # a start that has nothing to train changes nothing of what is noted
+        self._has_begun = not (is_used_up(trainer, pl_module) and file.is_file())
         if self._has_begun and trainer.is_global_zero:
             with _warned():
-                (Path(trainer.default_root_dir) / ENDED_FILE).unlink(missing_ok=True)
+                file.unlink(missing_ok=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what ended the run in good order."""

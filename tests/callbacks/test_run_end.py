@@ -172,3 +172,12 @@ def test_rank_0_writes(pair_set, tmp_path):
     fit_on_two_ranks(tmp_path, words, kept="model.images_seen", before=note, strategy="ddp_find_unused_parameters_true")
     assert told(tmp_path / "run") == ("ImageBudget", "the budget of 24 images is used up", 24)
     assert (tmp_path / "written.txt").read_text() == "once "
+
+
+def test_a_start_that_has_nothing_to_train_changes_nothing(pair_set, tmp_path, capsys):
+    run = fit_base(pair_set, tmp_path / "run")
+    before = {name: (run / name).read_bytes() for name in ("config.yaml", "ended.json", "environment.json")}
+    capsys.readouterr()
+    fit_base(pair_set, run, "--ckpt_path=last", "--samples.pictures=3")
+    assert "the budget of 24 images is used up: nothing is trained, and the config stays" in capsys.readouterr().out
+    assert before == {name: (run / name).read_bytes() for name in before}
