@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.console import say
+from callbacks.trainer_state import callback_of
 
 
 def is_used_up(trainer: Trainer, module: LightningModule) -> bool:
@@ -16,7 +17,8 @@ def is_used_up(trainer: Trainer, module: LightningModule) -> bool:
 
 def budget_of(trainer: Trainer) -> int | None:
     """Images at which a run ends; None where nothing counts them."""
-    return next((each.images for each in trainer.callbacks if isinstance(each, ImageBudget)), None)  # type: ignore[attr-defined]
+    budget = callback_of(trainer, ImageBudget)
+    return None if budget is None else budget.images
 
 
 class ImageBudget(Callback):

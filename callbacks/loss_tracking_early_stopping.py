@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from callbacks.console import say
-from callbacks.image_budget import ImageBudget
-from callbacks.trainer_state import batch_images, without_augmentation, write_into_run
+from callbacks.image_budget import budget_of
+from callbacks.trainer_state import batch_images, callback_of, without_augmentation, write_into_run
 from callbacks.training_alarm import TrainingAlarm
 from pocketgan.loss_tracking import variance_ratio
 from pocketgan.run_folder import TRACKING_FILE
@@ -328,8 +328,7 @@ class LossTrackingEarlyStopping(Callback):
         return value
 
     def _roll_back_or_refuse(self, trainer: Trainer, module: LightningModule, found: str) -> None:
-        alarms = (each for each in trainer.callbacks if isinstance(each, TrainingAlarm))  # type: ignore[attr-defined]
-        if (alarm := next(alarms, None)) is not None:
+        if (alarm := callback_of(trainer, TrainingAlarm)) is not None:
             alarm.act(trainer, module, f"{found} before batch {self.batches + 1}", is_lost=True)
             return
         kept = getattr(trainer.checkpoint_callback, "last_model_path", "")
@@ -366,9 +365,8 @@ def _part(batch: Any, places: range) -> Any:
 
 def _planned_batches(trainer: Trainer) -> int | None:
     """Batches that the run's budget allows; None if it has none."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ImageBudget):
-            return -(-callback.images // int(trainer.datamodule.batch_size))  # type: ignore[attr-defined]
+    if (budget := budget_of(trainer)) is not None:
+        return -(-budget // int(trainer.datamodule.batch_size))  # type: ignore[attr-defined]
     if trainer.max_steps > 0 and trainer.lightning_module.automatic_optimization:
         return trainer.max_steps * trainer.accumulate_grad_batches
     if trainer.max_epochs and trainer.max_epochs > 0:

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from callbacks.console import say
 from callbacks.image_budget import budget_of
 from callbacks.requeue import Requeue
-from callbacks.trainer_state import without_augmentation, write_into_run
+from callbacks.trainer_state import callback_of, without_augmentation, write_into_run
 from lightning_modules import LoRAAdaptation
 from pocketgan.adapters import keep_ranks, ranks_of, resized, scaled_ranks, stored_bytes
 from pocketgan.exporters import measure_latency
@@ -241,7 +241,7 @@ class RankSearch(Callback):
         for generator in (module.generator, module.generator_ema):
             keep_ranks(generator, ranks)
         devices = [trainer.strategy.root_device] if trainer.strategy.root_device.type == "cuda" else []
-        requeue = next((each for each in trainer.callbacks if isinstance(each, Requeue)), None)  # type: ignore[attr-defined]
+        requeue = callback_of(trainer, Requeue)
         with torch.random.fork_rng(devices), _unlogged(module):
             while module.images_seen < self.trial_images:
                 for index, batch in enumerate(trainer.datamodule.train_dataloader()):  # type: ignore[attr-defined]

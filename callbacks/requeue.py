@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.console import say
 from callbacks.run_mirror import RunMirror
-from callbacks.trainer_state import checkpoint_folder
+from callbacks.trainer_state import callback_of, checkpoint_folder
 
 
 class Requeue(Callback):
@@ -85,9 +85,8 @@ class Requeue(Callback):
             SystemExit: 0 if the job is back in the queue, else 75, "try again".
         """
         job = None
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, RunMirror):  # a job that is queued may begin at once, elsewhere
-                callback.finish(trainer)
+        if (mirror := callback_of(trainer, RunMirror)) is not None:
+            mirror.finish(trainer)  # a job that is queued may begin at once, elsewhere
         if trainer.is_global_zero:
             job = requeue_job()
             what = f"job {job} is back in the queue" if job else "start it again with --ckpt_path last"

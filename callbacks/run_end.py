@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.image_budget import is_used_up
 from callbacks.requeue import Requeue
-from callbacks.trainer_state import write_into_run
+from callbacks.trainer_state import callback_of, write_into_run
 from pocketgan.run_folder import ENDED_FILE
 
 
@@ -57,9 +57,9 @@ class RunEnd(Callback):
         if isinstance(exception, SIGTERMException):
             reason = "broken off by SIGTERM"
         if isinstance(exception, SystemExit):
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, Requeue) and callback.stop_reason:
-                    by, reason = type(callback).__name__, callback.stop_reason
+            requeue = callback_of(trainer, Requeue)
+            if requeue is not None and requeue.stop_reason:
+                by, reason = type(requeue).__name__, requeue.stop_reason
         self._write(trainer, pl_module, by, reason)
 
     def _write(self, trainer: Trainer, module: LightningModule, by: str, reason: str) -> None:

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from callbacks.console import say
-from callbacks.image_budget import ImageBudget
+from callbacks.image_budget import budget_of
 from callbacks.rank_search import RankSearch
 from lightning_modules import BaseGAN, DiffusionAdaptation, DiffusionTraining, FullFineTuning, LoRAAdaptation
 from lightning_modules.diffusion_module import DiffusionModule
@@ -111,8 +111,8 @@ class SparsityCallback(Callback, ABC):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is masked, and begin."""
         assert self.chosen is not None
-        budgets = [each.images for each in trainer.callbacks if isinstance(each, ImageBudget)]  # type: ignore[attr-defined]
-        if budgets and self.last_images >= (budget := min(budgets)):
+        budget = budget_of(trainer)
+        if budget is not None and self.last_images >= budget:
             rank_zero_warn(
                 f"the run ends at {budget} images, {type(self).__name__} reaches its end at {self.last_images}: the "
                 "network will be less sparse than asked for, or have no images to recover; give a larger "

@@ -3,12 +3,15 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from pocketgan.files import write_whole
+
+AnyCallback = TypeVar("AnyCallback", bound=Callback)
 
 
 @contextmanager
@@ -19,6 +22,11 @@ def without_augmentation(trainer: Trainer) -> Iterator[None]:
         yield
     finally:
         trainer.training = True
+
+
+def callback_of(trainer: Trainer, kind: type[AnyCallback]) -> AnyCallback | None:
+    """The trainer's first callback of a class, or of one that is derived from it; None if it has none."""
+    return next((each for each in trainer.callbacks if isinstance(each, kind)), None)  # type: ignore[attr-defined]
 
 
 def is_validating_a_fit(trainer: Trainer) -> bool:

@@ -138,6 +138,7 @@ def run_lightning(args: list[str] | None) -> None:
     )
     from callbacks.pair_estimate import SAMPLE_BATCHES
     from callbacks.requeue import handler_restored
+    from callbacks.trainer_state import callback_of
     from lightning_modules.run import constructor_errors_unwrapped, without_text_encoder
 
     _ignore_upstream_warnings()
@@ -199,12 +200,10 @@ def run_lightning(args: list[str] | None) -> None:
                 self.leave_out_text_encoder(config)
 
         def before_fit(self) -> None:
-            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, RunMirror):
-                    callback.fetch(self.trainer, self.config[str(self.subcommand)].ckpt_path)
-            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, SaveRunConfig) and self.trainer.is_global_zero:
-                    callback.claim(self.trainer)
+            if (mirror := callback_of(self.trainer, RunMirror)) is not None:
+                mirror.fetch(self.trainer, self.config[str(self.subcommand)].ckpt_path)
+            if self.trainer.is_global_zero and (saver := callback_of(self.trainer, SaveRunConfig)) is not None:
+                saver.claim(self.trainer)
 
         def leave_out_text_encoder(self, config: Namespace) -> None:
             checkpoint, arguments = Path(config.ckpt_path), config.model.init_args

@@ -291,7 +291,7 @@ def _report(sweep: Sweep, study: "Study", out: Path) -> None:
     for trial in best_first:
         values = [_value(parameter, trial.params.get(parameter.name)) for parameter in sweep.parameters]
         ending = {"COMPLETE": "done", "PRUNED": "ended early", "FAIL": "failed"}.get(trial.state.name, trial.state.name)
-        shown.append([_shown({name: value}).partition(" ")[2] for name, value in zip(names, values, strict=True)])
+        shown.append([_cell(value) for value in values])
         rows.append([trial.user_attrs["folder"], ending, "" if trial.value is None else f"{trial.value:.5g}", *values])
     with (out / TABLE_FILE).open("w", newline="") as file:
         csv.writer(file).writerows([["trial", "state", sweep.metric, *names], *rows])
@@ -330,10 +330,12 @@ def _short(names: Sequence[str]) -> list[str]:
 
 
 def _shown(values: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in zip(_short(list(values)), values.values(), strict=True)
-    )
+    short = _short(list(values))
+    return ", ".join(f"{name} {_cell(value)}" for name, value in zip(short, values.values(), strict=True))
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _value(parameter: SweepParameter, stored: Any) -> Any:

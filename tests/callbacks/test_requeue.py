@@ -7,6 +7,7 @@ import stat
 import pytest
 import torch
 from checkpoints import assert_same, state
+from signals import signal_in_step
 from tiny import fit_base
 
 from callbacks import ImageBudget, Requeue
@@ -33,15 +34,8 @@ def test_a_signal_in_the_middle_of_a_step_resumes_bit_for_bit(
     """At the first batch, at one that is followed by a validation, and between two."""
     whole = fit_base(pair_set, tmp_path / "whole")
     monkeypatch.setenv("SLURM_JOB_ID", "123")
-    step = PairedGAN.train_discriminators
-
-    def called(self, *args):
-        if self.images_seen + 4 == images:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        step(self, *args)
-
     with monkeypatch.context() as patch:
-        patch.setattr(PairedGAN, "train_discriminators", called)
+        signal_in_step(patch, images - 4)
         with pytest.raises(SystemExit) as left:
             fit_base(pair_set, tmp_path / "parts", "--ckpt_path=last")
     assert left.value.code == 0
@@ -62,13 +56,7 @@ def test_a_signal_in_the_middle_of_a_step_resumes_bit_for_bit(
 
 def test_without_slurm_the_exit_says_try_again(pair_set, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    step = PairedGAN.train_discriminators
-
-    def called(self, *args):
-        os.kill(os.getpid(), signal.SIGUSR1)
-        step(self, *args)
-
-    monkeypatch.setattr(PairedGAN, "train_discriminators", called)
+    signal_in_step(monkeypatch)
     before = signal.getsignal(signal.SIGUSR1)
     with pytest.raises(SystemExit) as left:
         fit_base(pair_set, tmp_path / "run")

@@ -1,15 +1,14 @@
 """What a run folder says about the end of its training."""
 
 import json
-import os
-import signal
 from datetime import UTC, datetime
 
 import pytest
+from signals import signal_in_step
 from tiny import TINY_CONFIGS, fit_base
 from two_ranks import fit_on_two_ranks
 
-from lightning_modules import BaseGAN, PairedGAN
+from lightning_modules import BaseGAN
 
 
 def ended(run):
@@ -132,13 +131,7 @@ def test_an_alarm(pair_set, tmp_path, monkeypatch):
 
 def test_a_requeue(pair_set, tmp_path, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    step = PairedGAN.train_discriminators
-
-    def called(self, *args):
-        os.kill(os.getpid(), signal.SIGUSR1)
-        step(self, *args)
-
-    monkeypatch.setattr(PairedGAN, "train_discriminators", called)
+    signal_in_step(monkeypatch)
     with pytest.raises(SystemExit):
         fit_base(pair_set, tmp_path / "run")
     assert told(tmp_path / "run") == ("Requeue", "SIGUSR1; start it again with --ckpt_path last", 4)

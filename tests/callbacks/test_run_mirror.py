@@ -2,17 +2,14 @@
 
 import io
 import json
-import os
 import shutil
-import signal
 
 import fsspec
 import pytest
 import torch
 from checkpoints import assert_same, state, weights
+from signals import signal_in_step
 from tiny import fit_base
-
-from lightning_modules import PairedGAN
 
 ROOT = "/bucket/copies"
 
@@ -105,14 +102,7 @@ def test_a_copy_that_fails_is_a_warning_and_comes_later(pair_set, tmp_path, url,
 def test_a_job_is_queued_again_once_its_checkpoint_is_there(pair_set, tmp_path, url, monkeypatch):
     found = []
     monkeypatch.setattr("callbacks.requeue.requeue_job", lambda: found.append(images("run")) or "123")
-    step = PairedGAN.train_discriminators
-
-    def called(self, *args):
-        if self.images_seen == 16:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        step(self, *args)
-
-    monkeypatch.setattr(PairedGAN, "train_discriminators", called)
+    signal_in_step(monkeypatch, 16)
     with pytest.raises(SystemExit):
         fit_base(pair_set, tmp_path / "run", f"--mirror.url={url}")
     assert found == [20]
