@@ -111,7 +111,8 @@ class DiffusionTraining(DiffusionModule):
             sample_size: Side of the pixels or latents.
             vae: The autoencoder of latents; None for pixels.
         """
-        network = UNet2DModel.from_config(self.network.config, sample_size=sample_size)
+        with torch.random.fork_rng(devices=[]):  # its first weights are drawn; the training's numbers are not for them
+            network = UNet2DModel.from_config(self.network.config, sample_size=sample_size).to(self.device)
         network.load_state_dict(plain_tensors(self.network, self.averaged))
         # trailing: the first step is at the highest noise level; samples of latents go beyond [-1, 1]
         options = {"timestep_spacing": "trailing", "clip_sample": vae is None}

@@ -48,6 +48,13 @@ def test_runs_end_to_end_and_resumes_bit_for_bit(tmp_path):
     assert all(torch.equal(*pair) for pair in zip(stored.unet.parameters(), average, strict=True))
 
 
+def test_a_pipeline_draws_none_of_the_trainings_numbers():
+    model = module(channels=3)
+    before = torch.get_rng_state()
+    model.pipeline(["a", "b", "c"], 32)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_fsdp_is_ddp_up_to_the_order_of_sums(tmp_path):
     words = [
         "fit", f"-c={TINY_CONFIGS / 'diffusion_training' / 'patch_diffusion.yaml'}", "--budget.images=8",
