@@ -34,9 +34,11 @@ class Editor:
         tile: Largest side in pixels that the model gets. Attention's memory grows with its fourth power: with
             ONNX Runtime, a generator of width 64 takes 1.1 GB at 512, 3.7 GB at 768 and 10.7 GB at 1024.
         device: Where the model is.
+        fixed_size: The one height and width that the model takes; tiles are of this size then, and smaller pictures are
+            padded to it. None if it takes any that ``size_divisor`` divides.
 
     Raises:
-        ValueError: ``tile`` is not a multiple of 4 · ``size_divisor``.
+        ValueError: ``tile``, or ``fixed_size``, is not a multiple of 4 · ``size_divisor``.
     """
 
     def __init__(
@@ -45,13 +47,16 @@ class Editor:
         size_divisor: int,
         tile: int = 512,
         device: torch.device | str = "cpu",
+        fixed_size: int | None = None,
     ) -> None:
         step = 4 * size_divisor
+        tile = fixed_size or tile
         if tile < step or tile % step:
             below = max(tile // step, 1) * step
             raise ValueError(f"tile {tile} is not a multiple of {step}; use {below} or {below + step}")
         self.model, self.size_divisor, self.tile, self.device = model, size_divisor, tile, device
         self.overlap = tile // 4
+        self.fixed_size = fixed_size
 
     def edit(self, image: Image.Image) -> Image.Image:
         """Edit a picture at its own size.
@@ -83,7 +88,10 @@ class Editor:
         canvas.paste(piece, (left, top), Image.fromarray(np.rint(255 * opacity).astype(np.uint8)))
 
     def _edit_tile(self, image: Image.Image) -> Image.Image:
-        padding = (0, -image.width % self.size_divisor, 0, -image.height % self.size_divisor)
+        if self.fixed_size is None:
+            padding = (0, -image.width % self.size_divisor, 0, -image.height % self.size_divisor)
+        else:
+            padding = (0, self.fixed_size - image.width, 0, self.fixed_size - image.height)
         photo = F.pad(to_tensor(image)[None].to(self.device), padding, mode="replicate")
         with torch.inference_mode():
             edit = self.model(photo)[0]

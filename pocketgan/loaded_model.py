@@ -82,12 +82,16 @@ def load(path: Path | str, threads: int | None = None, device: str = "cpu") -> L
 
 def _exported(file: Path, threads: int | None, device: str) -> LoadedModel:
     from pocketgan.editor import Editor
-    from pocketgan.exporters import OnnxExporter
+    from pocketgan.exporters import EXPORTERS
 
     if device != "cpu":
         raise ValueError(f"{file} is an exported file, which runs on the CPU; load its run for device {device}")
-    exported = OnnxExporter().load(file, threads)
-    return LoadedModel(file, [exported.metadata["concept"]], lambda _: Editor(exported, exported.size_divisor))
+    by_suffix = {exporter.suffix: exporter for exporter in EXPORTERS.values()}
+    if file.suffix not in by_suffix:
+        raise ValueError(f"{file} is no exported model; those end in {', '.join(by_suffix)}")
+    exported = by_suffix[file.suffix]().load(file, threads)
+    editor = Editor(exported, exported.size_divisor, fixed_size=exported.fixed_size)
+    return LoadedModel(file, [exported.metadata["concept"]], lambda _: editor)
 
 
 def _run(folder: Path, threads: int | None, device: str) -> LoadedModel:

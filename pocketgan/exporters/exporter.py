@@ -1,12 +1,77 @@
 """The slot for formats that run on a device."""
 
 import copy
+import importlib
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import ClassVar
+from types import ModuleType
+from typing import ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
+
+Precision = Literal["fp32", "fp16", "int8"]
+Pixels = Literal["float32", "uint8"]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What a device model is to be like.
+
+    Attributes:
+        precision: Of weights and activations. int8 is static: int8 weights per output channel, activations in ranges
+            that ``calibration`` shows.
+        pixels: "float32" models take and give (B, 3, H, W) in [-1, 1]; "uint8" models (B, H, W, 3) in [0, 255], as
+            Pillow, cameras and canvases hold a picture: the conversion is in the graph.
+        dynamic_size: Any height and width that ``size_divisor`` divides, where the format can; else a square of the
+            training's size alone.
+        calibration: Photos (1, 3, size, size) in [-1, 1]; int8 needs them.
+        excluded: Names of the network's modules that int8 leaves in float32.
+    """
+
+    precision: Precision = "fp32"
+    pixels: Pixels = "float32"
+    dynamic_size: bool = True
+    calibration: tuple[Tensor, ...] = ()
+    excluded: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be calibrated on.
+
+        Raises:
+            ValueError: int8 without calibration photos, or photos of another kind.
+        """
+        if self.precision == "int8" and not self.calibration:
+            raise ValueError("int8 needs calibration photos; give some, 20 or more")
+        for photo in self.calibration:
+            if photo.ndim != 4 or photo.shape[:2] != (1, 3) or not photo.is_floating_point():
+                raise ValueError(
+                    f"a calibration photo is {tuple(photo.shape)} {photo.dtype}, but (1, 3, H, W) floats are needed"
+                )
+            if not -1 <= photo.min() <= photo.max() <= 1:
+                raise ValueError(
+                    f"a calibration photo has values from {photo.min():g} to {photo.max():g}, but photos are in [-1, 1]"
+                )
+
+
+class LintFinding(NamedTuple):
+    """Operations that do not stay on a target's accelerator, or did not.
+
+    Attributes:
+        operation: The target's own name for it.
+        number: How many are in the model; for one that was replaced, how many were.
+        why: What becomes of it on the device.
+        remedy: The rewrite that was applied, or is advised.
+        applied: The exporter applied it.
+    """
+
+    operation: str
+    number: int
+    why: str
+    remedy: str
+    applied: bool
 
 
 class ExportedModel(ABC):
@@ -14,38 +79,55 @@ class ExportedModel(ABC):
 
     Attributes:
         metadata: What the file says of itself: the entries given to ``Exporter.export``, "pocketgan_version",
-            "size" (pixels a side in training) and "size_divisor".
-        size_divisor: Height and width must be multiples of this many pixels.
+            "size" (pixels a side in training), "size_divisor", "precision", "pixels" and "dynamic_size".
         threads: How many threads the runtime computes with.
     """
 
     metadata: dict[str, str]
-    size_divisor: int
     threads: int
+
+    @property
+    def size_divisor(self) -> int:
+        """Height and width must be multiples of this many pixels."""
+        return int(self.metadata["size_divisor"])
+
+    @property
+    def fixed_size(self) -> int | None:
+        """The one height and width that it takes, in pixels; None if it takes any that ``size_divisor`` divides."""
+        return None if self.metadata["dynamic_size"] == "true" else int(self.metadata["size"])
 
     def __call__(self, photos: Tensor) -> Tensor:
         """Edit photos.
 
         Args:
-            photos: (B, 3, H, W) float32 in [-1, 1].
+            photos: (B, 3, H, W) float32 in [-1, 1]. A model with uint8 pixels rounds them to 256 levels.
 
         Returns:
             (B, 3, H, W) float32 in [-1, 1], on the CPU.
 
         Raises:
-            ValueError: H or W is not a multiple of ``size_divisor``.
+            ValueError: It does not take this height or width.
         """
-        if any(side % self.size_divisor for side in photos.shape[-2:]):
-            height, width = photos.shape[-2:]
+        height, width = photos.shape[-2:]
+        if self.fixed_size is not None and (height, width) != (self.fixed_size, self.fixed_size):
+            raise ValueError(
+                f"the photos are {width}×{height} pixels, but the model takes {self.fixed_size}×{self.fixed_size} "
+                "alone; cut or pad them, or let Editor do it"
+            )
+        if any(side % self.size_divisor for side in (height, width)):
             raise ValueError(
                 f"the photos are {width}×{height} pixels, but both must be multiples of {self.size_divisor}; "
                 "pad them, or let Editor do it"
             )
-        return self._run(photos)
+        photos = photos.detach().cpu().float()
+        if self.metadata["pixels"] == "float32":
+            return self._run(photos)
+        levels = ((photos.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return self._run(levels.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2).float() / 127.5 - 1
 
     @abstractmethod
     def _run(self, photos: Tensor) -> Tensor:
-        """Edit photos of an accepted size."""
+        """Edit photos of an accepted size: (B, 3, H, W) float32, or (B, H, W, 3) uint8, as ``pixels`` says."""
 
 
 class Exporter(ABC):
@@ -53,25 +135,40 @@ class Exporter(ABC):
 
     Attributes:
         suffix: How its files end.
+        precisions: Those that it writes.
     """
 
     suffix: ClassVar[str]
+    precisions: ClassVar[tuple[Precision, ...]]
 
     @abstractmethod
-    def export(self, network: nn.Module, path: Path, metadata: dict[str, str], size: int, size_divisor: int) -> None:
+    def export(
+        self,
+        network: nn.Module,
+        path: Path,
+        metadata: dict[str, str],
+        size: int,
+        size_divisor: int,
+        options: ExportOptions | None = None,
+    ) -> list[LintFinding]:
         """Write a device model, whole or not at all, with its weights inside.
 
         Args:
             network: (B, 3, H, W) in [-1, 1] to the same; for a generator, what ``fold_prompt`` returns. It is
-                left as it is: what is exported is a float32 copy in eval mode.
+                left as it is: what is exported is a copy in eval mode.
             path: The file; its folder is made, an existing file is replaced.
             metadata: What the file is to say of itself: concept, base, …
             size: Pixels a side that the network was trained at.
             size_divisor: Height and width must be multiples of this many pixels.
+            options: Precision and the like; those of ``ExportOptions`` if None.
+
+        Returns:
+            The operations that leave the target's accelerator, or would have.
 
         Raises:
             ImportError: A package that the format needs is not installed.
-            ValueError: ``size`` is not a multiple of ``size_divisor``.
+            ValueError: ``size`` is not a multiple of ``size_divisor``, or the format lacks the precision or an
+                operation of the network.
         """
 
     @abstractmethod
@@ -85,8 +182,22 @@ class Exporter(ABC):
         Raises:
             FileNotFoundError: There is no such file.
             ImportError: A package that the runtime needs is not installed.
+            RuntimeError: The format does not run on this machine.
             ValueError: The file is of another format, or pocketgan did not write it.
         """
+
+
+class _OnPixels(nn.Module):
+    """A network between 8-bit pictures (B, H, W, 3)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        photo = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+        edit: Tensor = (self.network(photo).clamp(-1, 1) + 1) * 127.5
+        return edit.round().permute(0, 2, 3, 1).to(torch.uint8)
 
 
 def deployable(network: nn.Module) -> nn.Module:
@@ -94,7 +205,19 @@ def deployable(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).cpu().float().eval()
 
 
-def file_metadata(metadata: dict[str, str], size: int, size_divisor: int) -> dict[str, str]:
+def with_pixels(network: nn.Module, pixels: Pixels) -> nn.Module:
+    """Put the conversion from and to 8-bit pictures around a network where it is asked for."""
+    return _OnPixels(network) if pixels == "uint8" else network
+
+
+def example_photos(pixels: Pixels, batch: int, size: int) -> Tensor:
+    """A black picture of the shape and type that a model takes, for tracing."""
+    if pixels == "uint8":
+        return torch.zeros(batch, size, size, 3, dtype=torch.uint8)
+    return torch.zeros(batch, 3, size, size)
+
+
+def file_metadata(metadata: dict[str, str], size: int, size_divisor: int, options: ExportOptions) -> dict[str, str]:
     """Complete what a file says of itself; see ``ExportedModel.metadata``.
 
     Raises:
@@ -106,5 +229,32 @@ def file_metadata(metadata: dict[str, str], size: int, size_divisor: int) -> dic
         pocketgan_version = version("pocketgan")
     except PackageNotFoundError:  # run from a checkout that is not installed
         pocketgan_version = "unknown"
-    own = {"pocketgan_version": pocketgan_version, "size": str(size), "size_divisor": str(size_divisor)}
+    own = {
+        "pocketgan_version": pocketgan_version,
+        "size": str(size),
+        "size_divisor": str(size_divisor),
+        "precision": options.precision,
+        "pixels": options.pixels,
+        "dynamic_size": str(options.dynamic_size).lower(),
+    }
     return {**metadata, **own}
+
+
+def require(module: str, target: str, extra: str) -> ModuleType:
+    """Import a module of a target's packages.
+
+    Args:
+        module: Its name.
+        target: What needs it, for the message.
+        extra: The extra of pyproject.toml that brings it.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{target} needs the package {error.name}; get it with: pip install 'pocketgan[{extra}]'",
+            name=error.name,
+        ) from error

@@ -1,6 +1,5 @@
 """ONNX, run by ONNX Runtime."""
 
-import importlib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,7 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
-from pocketgan.exporters.exporter import ExportedModel, Exporter, deployable, file_metadata
+from pocketgan.exporters.exporter import (
+    ExportedModel,
+    Exporter,
+    ExportOptions,
+    LintFinding,
+    deployable,
+    example_photos,
+    file_metadata,
+    require,
+    with_pixels,
+)
 from pocketgan.files import write_whole
 
 
@@ -24,29 +33,43 @@ class OnnxExporter(Exporter):
     """
 
     suffix = ".onnx"
+    precisions = ("fp32",)
 
     def __init__(self, opset: int = 23) -> None:
         if opset < 18:
             raise ValueError(f"opset is {opset}, but PyTorch exports 18 and above; use 20 or 23")
         self.opset = opset
 
-    def export(self, network: nn.Module, path: Path, metadata: dict[str, str], size: int, size_divisor: int) -> None:
+    def export(
+        self,
+        network: nn.Module,
+        path: Path,
+        metadata: dict[str, str],
+        size: int,
+        size_divisor: int,
+        options: ExportOptions | None = None,
+    ) -> list[LintFinding]:
         """Write a checked ONNX file; see ``Exporter.export``."""
         onnx = _require("onnx")
         passes = _require("onnx_ir.passes.common")
         _require("onnxscript")
-        properties = file_metadata(metadata, size, size_divisor)
-        height, width = (Dim(f"{side}_by_{size_divisor}") * size_divisor for side in ("height", "width"))
+        options = options or ExportOptions()
+        properties = file_metadata(metadata, size, size_divisor, options)
+        height, width = (
+            Dim(f"{side}_by_{size_divisor}") * size_divisor if options.dynamic_size else size
+            for side in ("height", "width")
+        )
+        sides = {1: height, 2: width} if options.pixels == "uint8" else {2: height, 3: width}
         # torch.export takes a dimension of one for a constant: hence two photos, larger than one divisor
-        side = size + size_divisor
+        side = size + size_divisor if options.dynamic_size else size
         program = torch.onnx.export(
-            _with_native_norms(deployable(network)),
-            (torch.zeros(2, 3, side, side),),
+            with_pixels(_with_native_norms(deployable(network)), options.pixels),
+            (example_photos(options.pixels, 2, side),),
             dynamo=True,
             opset_version=self.opset,
             input_names=["photo"],
             output_names=["edit"],
-            dynamic_shapes=({0: Dim("batch"), 2: height, 3: width},),
+            dynamic_shapes=({0: Dim("batch"), **sides},),
             verbose=False,
         )
         assert program is not None, "the dynamo exporter returns a program"
@@ -57,6 +80,7 @@ class OnnxExporter(Exporter):
         onnx.checker.check_model(model, full_check=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, model.SerializeToString())
+        return []
 
     def load(self, path: Path, threads: int | None = None) -> ExportedModel:
         """Open an ONNX file on the CPU; see ``Exporter.load``."""
@@ -81,7 +105,7 @@ class OnnxExporter(Exporter):
                 f"accepted is what `pocketgan export --target onnx` writes. The runtime says: {error}"
             ) from error
         metadata = session.get_modelmeta().custom_metadata_map
-        if "pocketgan_version" not in metadata:
+        if "dynamic_size" not in metadata:
             found = ", ".join(f"{node.name} {node.shape}" for node in session.get_inputs())
             raise ValueError(
                 f"{path} is an ONNX model of another program (takes {found}, lacks pocketgan's metadata); "
@@ -93,12 +117,11 @@ class OnnxExporter(Exporter):
 class _OnnxModel(ExportedModel):
     def __init__(self, session: Any, metadata: dict[str, str], threads: int) -> None:
         self.metadata = metadata
-        self.size_divisor = int(metadata["size_divisor"])
         self.threads = threads
         self._session = session
 
     def _run(self, photos: Tensor) -> Tensor:
-        (edits,) = self._session.run(["edit"], {"photo": photos.detach().cpu().float().numpy()})
+        (edits,) = self._session.run(["edit"], {"photo": photos.numpy()})
         return torch.from_numpy(edits)
 
 
@@ -138,10 +161,4 @@ def _with_native_norms(network: nn.Module) -> nn.Module:
 
 
 def _require(module: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"ONNX needs the package {error.name}; get it with: pip install 'pocketgan[onnx]'",
-            name=error.name,
-        ) from error
+    return require(module, "ONNX", "onnx")
