@@ -28,11 +28,12 @@ from pocketgan.adapters.lora import (
     scaled_ranks,
     stored_bytes,
 )
-from pocketgan.adapters.switchable_generator import SwitchableGenerator
+from pocketgan.adapters.switchable_generator import ConceptChanges, SwitchableGenerator
 
 __all__ = [
     "AllWeights",
     "BitFit",
+    "ConceptChanges",
     "DiffFit",
     "DiffusionAdapter",
     "DiffusionLoRA",

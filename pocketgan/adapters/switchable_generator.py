@@ -13,12 +13,26 @@ from pocketgan.adapters.lora import ADAPTER_NAME, lora_layers, read_tokens
 from pocketgan.networks import Generator
 
 
-class _Delta(NamedTuple):
+class Delta(NamedTuple):
     """W ← base + scale · B A; A is (r, inputs), B (outputs, r)."""
 
     a: Tensor
     b: Tensor
     scale: float
+
+
+class ConceptChanges(NamedTuple):
+    """What a concept changes in a base.
+
+    Attributes:
+        tokens: Its prompt's tokens (L, D).
+        deltas: By the name of the generator's weight.
+        whole: Weights that were trained in full, by name.
+    """
+
+    tokens: Tensor
+    deltas: dict[str, Delta]
+    whole: dict[str, Tensor]
 
 
 class SwitchableGenerator(nn.Module):
@@ -43,13 +57,26 @@ class SwitchableGenerator(nn.Module):
         self.text_encoder = text_encoder
         self.concept: str | None = None
         self._tokens = {name: value.detach() for name, value in (tokens or {}).items()}
-        self._deltas: dict[str, dict[str, _Delta]] = {name: {} for name in self._tokens}
+        self._deltas: dict[str, dict[str, Delta]] = {name: {} for name in self._tokens}
         self._whole: dict[str, dict[str, Tensor]] = {name: {} for name in self._tokens}
 
     @property
     def concepts(self) -> list[str]:
         """Names that ``use`` accepts."""
         return sorted(self._tokens)
+
+    def changes(self, concept: str) -> ConceptChanges:
+        """What a concept changes in the base.
+
+        Raises:
+            ValueError: The concept was not added.
+        """
+        self._check(concept)
+        return ConceptChanges(self._tokens[concept], self._deltas[concept], self._whole[concept])
+
+    def _check(self, concept: str) -> None:
+        if concept not in self._tokens:
+            raise ValueError(f"unknown concept {concept}; added so far: {', '.join(self.concepts) or 'none'}")
 
     def add(self, folder: Path) -> str:
         """Take in an adapter that ``save_adapter`` wrote.
@@ -71,7 +98,7 @@ class SwitchableGenerator(nn.Module):
             raise ValueError(f"{folder} is for {concept}, which is here already; each concept is added once")
         adapted = PeftModel.from_pretrained(copy.deepcopy(self.base), folder)
         deltas = {
-            f"{name}.weight": _Delta(
+            f"{name}.weight": Delta(
                 layer.lora_A[ADAPTER_NAME].weight.detach().flatten(1).clone(),
                 layer.lora_B[ADAPTER_NAME].weight.detach().flatten(1).clone(),
                 layer.scaling[ADAPTER_NAME],
@@ -93,8 +120,7 @@ class SwitchableGenerator(nn.Module):
         Raises:
             ValueError: The concept was not added.
         """
-        if concept not in self._tokens:
-            raise ValueError(f"unknown concept {concept}; added so far: {', '.join(self.concepts) or 'none'}")
+        self._check(concept)
         base, weights = self.base.state_dict(), self.generator.state_dict()
         deltas, whole = self._deltas[concept], self._whole[concept]
         if self.concept is not None:

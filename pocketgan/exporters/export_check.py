@@ -1,5 +1,6 @@
 """Is an exported model the network that it was made of, and how fast is it?"""
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -7,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pocketgan.exporters.exporter import ExportedModel, deployable
+from pocketgan.exporters.exporter import ExportedModel
 
 
 class ExportDifference(NamedTuple):
@@ -51,7 +52,7 @@ def compare(network: nn.Module, exported: ExportedModel, photos: Sequence[Tensor
     """
     if not photos:
         raise ValueError("no photos to compare on; give at least one")
-    network = deployable(network)
+    network = copy.deepcopy(network).cpu().float().eval()
     with torch.inference_mode():
         differences = torch.cat([(network(batch.cpu()) - exported(batch)).flatten() for batch in photos])
     mean_square = differences.double().square().mean()

@@ -1,9 +1,15 @@
 """ONNX, run by ONNX Runtime."""
 
+import ast
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,12 +20,14 @@ from pocketgan.exporters.exporter import (
     Exporter,
     ExportOptions,
     LintFinding,
+    as_pixels,
     deployable,
     example_photos,
     file_metadata,
     require,
     with_pixels,
 )
+from pocketgan.exporters.onnx_lint import lint_onnx
 from pocketgan.files import write_whole
 
 
@@ -33,7 +41,7 @@ class OnnxExporter(Exporter):
     """
 
     suffix = ".onnx"
-    precisions = ("fp32",)
+    precisions = ("fp32", "fp16", "int8")
 
     def __init__(self, opset: int = 23) -> None:
         if opset < 18:
@@ -50,11 +58,41 @@ class OnnxExporter(Exporter):
         options: ExportOptions | None = None,
     ) -> list[LintFinding]:
         """Write a checked ONNX file; see ``Exporter.export``."""
-        onnx = _require("onnx")
-        passes = _require("onnx_ir.passes.common")
-        _require("onnxscript")
         options = options or ExportOptions()
         properties = file_metadata(metadata, size, size_divisor, options)
+        model = self.converted(network, size, size_divisor, options)
+        if options.precision == "int8":
+            model = _quantized(model, options)
+        onnx = _require("onnx")
+        onnx.helper.set_model_props(model, properties)
+        onnx.checker.check_model(model, full_check=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, model.SerializeToString())
+        return lint_onnx(model, network)
+
+    def converted(
+        self, network: nn.Module, size: int, size_divisor: int, options: ExportOptions, optimize: bool = True
+    ) -> Any:
+        """The ONNX model of a network, not quantised yet.
+
+        Args:
+            network: As for ``export``.
+            size: Pixels a side that the network was trained at.
+            size_divisor: Height and width must be multiples of this many pixels.
+            options: All but int8 are heeded.
+            optimize: Fold constants; otherwise each weight stays an initializer of the module's own name and value.
+
+        Returns:
+            An ``onnx.ModelProto`` whose convolutions and matrix products are named after the network's modules.
+
+        Raises:
+            ImportError: A package is not installed.
+            ValueError: The network has an operation that this opset lacks.
+        """
+        _require("onnx")
+        passes = _require("onnx_ir.passes.common")
+        _require("onnxscript")
+        errors = _require("torch.onnx.errors")
         height, width = (
             Dim(f"{side}_by_{size_divisor}") * size_divisor if options.dynamic_size else size
             for side in ("height", "width")
@@ -62,34 +100,53 @@ class OnnxExporter(Exporter):
         sides = {1: height, 2: width} if options.pixels == "uint8" else {2: height, 3: width}
         # torch.export takes a dimension of one for a constant: hence two photos, larger than one divisor
         side = size + size_divisor if options.dynamic_size else size
-        program = torch.onnx.export(
-            with_pixels(_with_native_norms(deployable(network)), options.pixels),
-            (example_photos(options.pixels, 2, side),),
-            dynamo=True,
-            opset_version=self.opset,
-            input_names=["photo"],
-            output_names=["edit"],
-            dynamic_shapes=({0: Dim("batch"), **sides},),
-            verbose=False,
-        )
+        exported = _with_native_norms(deployable(network))
+        try:
+            program = torch.onnx.export(
+                with_pixels(_InHalf(exported) if options.precision == "fp16" else exported, options.pixels),
+                (example_photos(options.pixels, 2, side),),
+                dynamo=True,
+                opset_version=self.opset,
+                input_names=["photo"],
+                output_names=["edit"],
+                dynamic_shapes=({0: Dim("batch"), **sides},),
+                verbose=False,
+                optimize=optimize,
+            )
+        except errors.OnnxExporterError as error:
+            raise ValueError(
+                f"ONNX opset {self.opset} cannot hold this network: {_first_cause(error)}; replace that operation, or "
+                "use another opset"
+            ) from error
         assert program is not None, "the dynamo exporter returns a program"
+        _name_after_modules(program.model)
         # stack traces with this machine's paths hang on every node
         passes.ClearMetadataAndDocStringPass()(program.model)
-        model = program.model_proto
-        onnx.helper.set_model_props(model, properties)
-        onnx.checker.check_model(model, full_check=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, model.SerializeToString())
-        return []
+        return program.model_proto
 
-    def load(self, path: Path, threads: int | None = None) -> ExportedModel:
-        """Open an ONNX file on the CPU; see ``Exporter.load``."""
+    def load(
+        self,
+        path: Path,
+        threads: int | None = None,
+        weights: dict[str, np.ndarray[Any, np.dtype[np.float32]]] | None = None,
+    ) -> ExportedModel:
+        """Open an ONNX file on the CPU; see ``Exporter.load``.
+
+        Args:
+            path: The file.
+            threads: How many threads to compute with; as many as PyTorch uses if None.
+            weights: Values to take for initializers that are external data of the file.
+        """
         runtime = _require("onnxruntime")
         errors = _require("onnxruntime.capi.onnxruntime_pybind11_state")
         if not path.is_file():
             raise FileNotFoundError(f"{path} is no file; `pocketgan export` writes one")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
+        # the session reads them while it is made
+        held = {name: runtime.OrtValue.ortvalue_from_numpy(value) for name, value in (weights or {}).items()}
+        if held:
+            options.add_external_initializers(list(held), list(held.values()))
         try:
             session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except (
@@ -125,6 +182,18 @@ class _OnnxModel(ExportedModel):
         return torch.from_numpy(edits)
 
 
+class _InHalf(nn.Module):
+    """A network that computes in float16 between float32 photos and edits."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.half()
+
+    def forward(self, photo: Tensor) -> Tensor:
+        edit: Tensor = self.network(photo.half())
+        return edit.float()
+
+
 class _NativeGroupNorm(nn.Module):
     """Group norm as instance norm of (B, groups, pixels) and a 1×1 depthwise convolution.
 
@@ -158,6 +227,84 @@ def _with_native_norms(network: nn.Module) -> nn.Module:
         if isinstance(module, nn.GroupNorm):
             network.set_submodule(name, _NativeGroupNorm(module))
     return network
+
+
+def _name_after_modules(model: Any) -> None:
+    """Name each convolution and matrix product after the module that it computes, as torch tells it."""
+    for node in model.graph:
+        if node.op_type in _WEIGHTED:
+            weight = node.inputs[1].name
+            scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))
+            # a folded batch norm's convolution stands in the norm's scope, but has its own weight
+            scope = weight.removesuffix(".weight") if weight.endswith(".weight") else scopes[-2]
+            node.name = _NODE.format(module=_inside_wrappers(scope), operation=node.op_type)
+
+
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
+_NODE = "{module}/{operation}"
+
+
+def _inside_wrappers(scope: str) -> str:
+    while scope.startswith("network."):
+        scope = scope.removeprefix("network.")
+    return scope
+
+
+class _Calibration:
+    """Photos for ONNX Runtime's calibration, one at a time (its ``CalibrationDataReader``)."""
+
+    def __init__(self, options: ExportOptions) -> None:
+        self._photos = iter(options.calibration)
+        self._pixels = options.pixels
+
+    def get_next(self) -> dict[str, Any] | None:
+        photo = next(self._photos, None)
+        return None if photo is None else {"photo": as_pixels(photo, self._pixels).numpy()}
+
+
+def _quantized(model: Any, options: ExportOptions) -> Any:
+    """Make a model int8 by ONNX Runtime's static quantisation (quantise-dequantise nodes, weights per channel)."""
+    onnx = _require("onnx")
+    quantization = _require("onnxruntime.quantization")
+    names = {node.name for node in model.graph.node}
+    excluded = [_NODE.format(module=module, operation=kind) for module in options.excluded for kind in _WEIGHTED]
+    kept = sorted(names & set(excluded))
+    known = {name.rsplit("/", 1)[0] for name in names}
+    if unknown := sorted(set(options.excluded) - known):
+        raise ValueError(f"cannot exclude {', '.join(unknown)}; the layers with weights are {', '.join(sorted(known))}")
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "int8.onnx"
+        with _quiet_root_logger():
+            quantization.quantize_static(
+                model,
+                file,
+                _Calibration(options),
+                quant_format=quantization.QuantFormat.QDQ,
+                per_channel=True,
+                # what x86's VNNI and ARM's dot products multiply without a correction
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                nodes_to_exclude=kept,
+            )
+        return onnx.load(file)
+
+
+@contextmanager
+def _quiet_root_logger() -> Iterator[None]:
+    """Keep back the quantiser's advice to preprocess, which the exporter's own folding has done."""
+    logger = logging.getLogger()
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _first_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().splitlines()[0]
 
 
 def _require(module: str) -> ModuleType:

@@ -1,0 +1,94 @@
+"""Operations of an ONNX model that leave an accelerator."""
+
+from collections import Counter
+from typing import Any
+
+from torch import nn
+
+from pocketgan.exporters.exporter import LintFinding
+
+# What each of ONNX Runtime's accelerated execution providers takes, from their own tables: nnapi_supported_ops.md and
+# coreml_supported_mlprogram_ops.md (in tools/ci_build/github of microsoft/onnxruntime), and docs/webgpu-operators.md
+# of onnxruntime-web 1.30.0. The rest is computed on the CPU, and the map is copied there and back.
+_TAKEN = {
+    "Core ML": frozenset(
+        """
+        Add ArgMax AveragePool Cast Ceil Clip Concat Conv ConvTranspose Cos DepthToSpace Div Elu Erf Exp
+        GatherND Gelu Gemm GlobalAveragePool GlobalMaxPool GridSample GroupNormalization HardSigmoid Identity
+        InstanceNormalization LayerNormalization LeakyRelu MatMul Max MaxPool Mul PRelu Pow Range Reciprocal
+        ReduceMax ReduceMean ReduceSum Relu Reshape Resize Round Shape Sigmoid Sin Slice Softmax Softplus
+        Split Sqrt Squeeze Sub Tanh Tile Transpose Unsqueeze
+        """.split()  # noqa: SIM905  a table, not a column
+    ),
+    "NNAPI": frozenset(
+        """
+        Abs Add AveragePool Cast Clip Concat Conv DepthToSpace DequantizeLinear Div Elu Exp Flatten Floor
+        Gather Gemm GlobalAveragePool GlobalMaxPool Identity Log MatMul Max MaxPool Min Mul Neg PRelu Pad Pow
+        QLinearConv QLinearMatMul QuantizeLinear Relu Reshape Resize Sigmoid Sin Slice Softmax Sqrt Squeeze
+        Sub Tanh Transpose Unsqueeze
+        """.split()  # noqa: SIM905  a table, not a column
+    ),
+    "WebGPU": frozenset(
+        """
+        Abs Acos Acosh Add ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization Cast Ceil Clip
+        Concat Conv ConvTranspose Cos Cosh CumSum DFT DepthToSpace DequantizeLinear Div Einsum Elu Equal Erf
+        Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalMaxPool
+        Greater GreaterOrEqual GridSample HardSigmoid HardSwish If InstanceNormalization LayerNormalization
+        LeakyRelu Less LessOrEqual Log MatMul MaxPool MemcpyFromHost MemcpyToHost Mul Neg Not Pad Pow Range
+        Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd
+        ReduceSum ReduceSumSquare Relu Reshape Resize ScatterND Shape Sigmoid SimplifiedLayerNormalization Sin
+        Sinh Slice Softmax Split Sqrt Squeeze Sub Tan Tanh ThresholdedRelu Tile Transpose Unsqueeze Where
+        """.split()  # noqa: SIM905  a table, not a column
+    ),
+}
+# operations on sizes, which are few numbers and the CPU's anyway
+_OF_SHAPES = frozenset({"Concat", "Constant", "Expand", "Gather", "Shape", "Squeeze", "Unsqueeze"})
+_REMEDIES = {
+    "Attention": "a smaller opset (20), where it is matrix products and a softmax",
+    "ConvTranspose": "nearest upsampling and a convolution, as E2GANGenerator has",
+    "GroupNormalization": "instance norm over the groups and a 1×1 depthwise convolution",
+    "InstanceNormalization": "training with --model.generator.norm BatchNorm, which folds into the convolution",
+    "Pad": "zero padding inside the convolution",
+}
+_OTHER_REMEDY = "an operation that it has, or another execution provider"
+
+
+def lint_onnx(model: Any, network: nn.Module) -> list[LintFinding]:
+    """Find the operations that ONNX Runtime's accelerated providers hand to the CPU, or have slow kernels for.
+
+    Args:
+        model: ``onnx.ModelProto``.
+        network: What it was made of: tells which rewrites were applied.
+
+    Returns:
+        One finding a kind of operation, what is left before what was replaced.
+    """
+    counts: Counter[str] = Counter()
+    for node in model.graph.node:
+        mode = next((attribute.s.decode() for attribute in node.attribute if attribute.name == "mode"), "constant")
+        if node.op_type != "Pad" or mode != "constant":
+            counts[node.op_type] += 1
+    findings = [
+        LintFinding(operation, number, why, _REMEDIES.get(operation, _OTHER_REMEDY), applied=False)
+        for operation, number in sorted(counts.items())
+        if (why := _cost(operation))
+    ]
+    if group_norms := sum(isinstance(module, nn.GroupNorm) for module in network.modules()):
+        why = "ONNX Runtime computes it in single steps on the CPU; NNAPI and WebGPU have no kernel"
+        findings.append(
+            LintFinding("GroupNormalization", group_norms, why, _REMEDIES["GroupNormalization"], applied=True)
+        )
+    return findings
+
+
+def _cost(operation: str) -> str:
+    """Why an operation is none for the accelerators; empty if all take it."""
+    if operation in _OF_SHAPES:
+        return ""
+    if operation == "Pad":  # one with zeros is not counted
+        return "NNAPI and Core ML pad with zeros alone; elsewhere a pass over the map of its own"
+    lacking = [provider for provider, taken in _TAKEN.items() if operation not in taken]
+    reasons = [f"{' and '.join(lacking)} hand{'s' if len(lacking) == 1 else ''} the map to the CPU"] if lacking else []
+    if operation == "ConvTranspose":
+        reasons.append("WebGPU's kernel is slow by its own documentation")
+    return "; ".join(reasons)
