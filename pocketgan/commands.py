@@ -11,85 +11,78 @@ if TYPE_CHECKING:
 
     from datamodules import PairedImages
 
-LARGEST_DIFFERENCE = 1e-3
-EXPORT_CHECK_PHOTOS = 20
 LARGEST_SELECTION_SIZE = 256  # the features see 224 px
 
 
 def export(
     run: Path,
     out: Path,
-    target: Literal["onnx"] = "onnx",
+    target: Literal["onnx", "executorch", "coreml", "litert", "web"] = "onnx",
     concept: str | None = None,
-    precision: Literal["fp32"] = "fp32",
+    adapters: str | None = None,
+    precision: Literal["fp32", "fp16", "int8"] = "fp32",
+    pixels: Literal["float32", "uint8"] = "float32",
+    fixed_size: bool = False,
     size: int | None = None,
     threads: int = 2,
     photos: Path | None = None,
+    calibration: Path | None = None,
+    fine_tune_images: int = 0,
+    largest_l1_increase: float = 0.02,
+    photo_licence: str | None = None,
 ) -> None:
     """Write a run's model for a device, check it against PyTorch on real photos and time it.
 
     Args:
         run: Run folder of a base or an adapter.
-        out: Folder that gets CONCEPT.onnx, and CONCEPT.json with the measured figures.
-        target: The device's format.
+        out: Folder for the bundle: the model (CONCEPT.onnx, CONCEPT.int8.onnx, CONCEPT.pte, …), its figures
+            (….json), model_card.md and SHA256SUMS; several exports may share it.
+        target: The device's format; web is a page with ONNX Runtime in the browser, see `pocketgan serve`.
         concept: The concept to export; needed where a base knows several.
-        precision: Of weights and activations.
-        size: Side in pixels at which it is checked and timed, the training's if not given; the model takes any multiple
-            of its divisor.
+        adapters: Run folders of adapters with commas between, of which RUN is the base: a pack with all concepts, each
+            costing its adapter's bytes (onnx and web).
+        precision: Of weights and activations; int8 is calibrated, and leaves in float32 what it hurts.
+        pixels: uint8 models take and give (B, H, W, 3) in 0 to 255, float32 ones (B, 3, H, W) in -1 to 1.
+        fixed_size: One square alone; else any height and width that the divisor divides, where the format can.
+        size: Side in pixels at which it is checked and timed, and that of a model of one size; the training's if not
+            given.
         threads: Threads while it is timed.
         photos: Folder of photos to check on; those bundled in scikit-image and scikit-learn if not given.
+        calibration: Folder of photos that int8 is calibrated on; the training photos of the run's pair set if not
+            given.
+        fine_tune_images: Photos that the network is fine-tuned on before int8, to imitate itself; 0 for none.
+        largest_l1_increase: Share by which the L1 to the teacher's edits may rise; more is refused.
+        photo_licence: Licence of the photos that were trained on, for the model card.
     """
-    import json
-
-    from lightning_modules import load_run, trained_data_of
-    from pocketgan.exporters import OnnxExporter, compare, measure_latency
-    from pocketgan.files import write_whole
-    from pocketgan.loaded_model import choose_concept
+    from pocketgan.device_export import ExportRequest, describe, export_pack, export_run
     from pocketgan.wandb_export import record_export
 
-    model = load_run(run)
-    concept = choose_concept(concept, model.concepts, run)
-    divisor = model.generator.size_divisor
-    trained_size: int = trained_data_of(run)["size"]
-    size = size or trained_size
-    model.generator.check_size(size, size)
-    network, exporter = model.deployed(concept), {"onnx": OnnxExporter}[target]()
-    real = _real_photos(photos, size)
-    file = out / f"{concept}{exporter.suffix}"
-    out.mkdir(parents=True, exist_ok=True)
-    unchecked = file.with_suffix(f".unchecked{exporter.suffix}")
-    try:
-        metadata = {"concept": concept, "prompt": model.prompts[concept], "precision": precision}
-        exporter.export(network, unchecked, metadata, trained_size, divisor)
-        exported = exporter.load(unchecked, threads)
-        difference = compare(network, exported, real)
-        if not difference.max_difference <= LARGEST_DIFFERENCE:
-            raise ValueError(
-                f"the exported model differs from PyTorch by {difference.max_difference:.1e} on real photos "
-                f"({difference.psnr_db:.1f} dB), more than {LARGEST_DIFFERENCE:.0e}; it was not kept"
-            )
-        latency = measure_latency(exported, size, threads)
-        unchecked.replace(file)
-    finally:
-        unchecked.unlink(missing_ok=True)
-    figures = {"bytes": file.stat().st_size, **difference._asdict(), **latency._asdict()}
-    if difference.max_difference == 0:
-        figures["psnr_db"] = None  # infinite, which JSON lacks
-    write_whole(file.with_suffix(".json"), json.dumps(figures, indent=2).encode())
-    record_export(run, file)
-    print(
-        f"{file}: {figures['bytes'] / 1024:.0f} KiB; against PyTorch on {len(real)} real photos: largest "
-        f"difference {difference.max_difference:.1e}, {difference.psnr_db:.1f} dB; {size} px on {threads} threads: "
-        f"median {latency.median_ms:.1f} ms, p95 {latency.p95_ms:.1f} ms"
+    request = ExportRequest(
+        target,
+        precision,
+        pixels,
+        not fixed_size,
+        size,
+        threads,
+        photos,
+        calibration,
+        fine_tune_images,
+        largest_l1_increase,
+        photo_licence,
     )
-
-
-def _real_photos(folder: Path | None, size: int) -> "list[Tensor]":
-    from datamodules import SourcePhotos
-
-    data = SourcePhotos(folder, size=size, limit=EXPORT_CHECK_PHOTOS, batch_size=1)
-    data.setup("predict")
-    return [batch["photo"] for batch in data.predict_dataloader() if len(batch["photo"])]
+    if adapters is not None:
+        if concept is not None:
+            raise ValueError("a pack holds every concept; give --concept or --adapters, not both")
+        folders = [Path(name.strip()) for name in adapters.split(",") if name.strip()]
+        exported = export_pack(run, folders, out, request)
+    else:
+        exported = [export_run(run, out, request, concept)]
+        record_export(run, exported[0].file)
+    for model in exported:
+        print(describe(model))
+    print(f"{out / 'model_card.md'} describes it, {out / 'SHA256SUMS'} has the digests")
+    if target == "web":
+        print(f"look at it with: pocketgan serve {out}")
 
 
 def edit(

@@ -63,32 +63,58 @@ class LoadedModel:
 
 
 def load(path: Path | str, threads: int | None = None, device: str = "cpu") -> LoadedModel:
-    """Open a run, an adapter or an exported file.
+    """Open a run, an adapter, an exported file or a pack.
 
     Args:
-        path: Run folder of a base or an adaptation, its ``adapter/``, or an exported file.
+        path: Run folder of a base or an adaptation, its ``adapter/``, an exported file, or a pack's or page's folder.
         threads: To compute with on the CPU; PyTorch's if None.
         device: PyTorch's, of a run; exported files run on the CPU.
 
     Raises:
         FileNotFoundError: There is nothing, or no run, at the path.
-        ValueError: It is a file of another program, or an exported file on another device.
+        ValueError: It is a file of another program, is damaged, or is an exported one on another device.
     """
+    from pocketgan.exporters import EXPORTERS
+    from pocketgan.exporters.concept_pack import PACK_FILE_NAME
+
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give a run folder or an exported file")
-    return _exported(path, threads, device) if path.is_file() else _run(path, threads, device)
+    if path.is_dir() and (path / PACK_FILE_NAME).is_file():
+        return _pack(path, threads, device)
+    exported = path.is_file() or any(path.suffix == exporter.suffix for exporter in EXPORTERS.values())
+    return _exported(path, threads, device) if exported else _run(path, threads, device)
+
+
+def _pack(folder: Path, threads: int | None, device: str) -> LoadedModel:
+    from pocketgan.editor import Editor
+    from pocketgan.exporters.concept_pack import ConceptPack
+
+    _check_device(folder, device)
+    pack = ConceptPack(folder)
+
+    def editor(concept: str) -> Editor:
+        exported = pack.open(concept, threads)
+        return Editor(exported, exported.size_divisor, fixed_size=exported.fixed_size)
+
+    return LoadedModel(folder, pack.concepts, editor)
+
+
+def _check_device(path: Path, device: str) -> None:
+    if device != "cpu":
+        raise ValueError(f"{path} is exported, and exported models run on the CPU; load its run for device {device}")
 
 
 def _exported(file: Path, threads: int | None, device: str) -> LoadedModel:
+    from pocketgan.device_bundle import check_bundled
     from pocketgan.editor import Editor
     from pocketgan.exporters import EXPORTERS
 
-    if device != "cpu":
-        raise ValueError(f"{file} is an exported file, which runs on the CPU; load its run for device {device}")
+    _check_device(file, device)
     by_suffix = {exporter.suffix: exporter for exporter in EXPORTERS.values()}
     if file.suffix not in by_suffix:
         raise ValueError(f"{file} is no exported model; those end in {', '.join(by_suffix)}")
+    check_bundled(file)
     exported = by_suffix[file.suffix]().load(file, threads)
     editor = Editor(exported, exported.size_divisor, fixed_size=exported.fixed_size)
     return LoadedModel(file, [exported.metadata["concept"]], lambda _: editor)

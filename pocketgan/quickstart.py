@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from pocketgan.device_bundle import figures_file
 from pocketgan.files import write_whole
 from pocketgan.images import find_images
 from pocketgan.pair_set import Pair, read_pairs
@@ -180,7 +181,7 @@ def _report(out: Path, root: Path, held_out: list[Pair], exported: Path, seconds
     picture = io.BytesIO()
     sheet.save(picture, format="PNG")
     write_whole(out / "report.png", picture.getvalue())
-    figures = json.loads(exported.with_suffix(".json").read_text())
+    figures = json.loads(figures_file(exported).read_text())
     tested = last_figures(out / "adapted", "test")
     write_report(
         out / "report.html",

@@ -243,7 +243,7 @@ def _exports(run: Path) -> dict[str, list[list[str]]]:
     rows = []
     for file in sorted((*run.glob("*.json"), *run.glob("export*/*.json"))):
         figures = json.loads(file.read_text())
-        if isinstance(figures, dict) and {"median_ms", "p95_ms", "bytes"} <= figures.keys():
+        if isinstance(figures, dict) and {"median_ms", "p95_ms", "bytes"} <= figures.keys() and figures["median_ms"]:
             rows.append(
                 [
                     file.stem,

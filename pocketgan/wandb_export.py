@@ -4,6 +4,7 @@ import json
 import warnings
 from pathlib import Path
 
+from pocketgan.device_bundle import figures_file
 from pocketgan.run_folder import wandb_result_name, wandb_run_of
 
 
@@ -12,7 +13,7 @@ def record_export(run: Path, file: Path) -> None:
 
     Args:
         run: Run folder.
-        file: The model; its figures stand beside it in a JSON file of the same name.
+        file: The model; its figures stand beside it in a JSON file.
     """
     found = wandb_run_of(run)
     if found is None or found["mode"] != "online":
@@ -24,9 +25,9 @@ def record_export(run: Path, file: Path) -> None:
             id=found["id"], project=found["project"], entity=found["entity"], resume="allow", dir=str(run)
         ) as logged:
             logged.use_artifact(f"{wandb_result_name(found['id'])}:latest")
-            figures = file.with_suffix(".json")
+            figures = figures_file(file)
             exported = wandb.Artifact(f"export-{found['id']}", "export", metadata=json.loads(figures.read_text()))
-            exported.add_file(str(file))
+            (exported.add_dir if file.is_dir() else exported.add_file)(str(file))
             exported.add_file(str(figures))
             logged.log_artifact(exported)
     except (wandb.Error, OSError, TypeError, ValueError) as error:

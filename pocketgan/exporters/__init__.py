@@ -3,6 +3,7 @@
 from pocketgan.exporters.export_check import ExportDifference, Latency, compare, measure_latency
 from pocketgan.exporters.exporter import ExportedModel, Exporter, ExportOptions, LintFinding, Pixels, Precision
 from pocketgan.exporters.onnx_exporter import OnnxExporter
+from pocketgan.exporters.peak_memory import measure_peak_memory
 
 EXPORTERS: dict[str, type[Exporter]] = {"onnx": OnnxExporter}
 
@@ -19,4 +20,5 @@ __all__ = [
     "Precision",
     "compare",
     "measure_latency",
+    "measure_peak_memory",
 ]

@@ -90,7 +90,7 @@ def write_pack(
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise ValueError(f"prompts of one pack must have equally many tokens, but these have: {listed}")
-    base = _OnTokens(model.base, changes[names[0]].tokens)
+    base = _OnTokens(model.base, changes[names[0]].tokens).eval()
     options = ExportOptions(pixels="uint8", dynamic_size=dynamic_size)
     graph = OnnxExporter(opset).converted(base, size, size_divisor, options, optimize=False)
     initializers = {_module_name(held.name): held for held in graph.graph.initializer}

@@ -81,7 +81,7 @@ class ExportedModel(ABC):
 
     Attributes:
         metadata: What the file says of itself: the entries given to ``Exporter.export``, "pocketgan_version",
-            "size" (pixels a side in training), "size_divisor", "precision", "pixels" and "dynamic_size".
+            "size" (pixels a side that it is meant for), "size_divisor", "precision", "pixels" and "dynamic_size".
         threads: How many threads the runtime computes with.
     """
 
@@ -159,7 +159,7 @@ class Exporter(ABC):
                 left as it is: what is exported is a copy in eval mode.
             path: The file; its folder is made, an existing file is replaced.
             metadata: What the file is to say of itself: concept, base, …
-            size: Pixels a side that the network was trained at.
+            size: Pixels a side that it is meant for; the only ones of a model of one size.
             size_divisor: Height and width must be multiples of this many pixels.
             options: Precision and the like; those of ``ExportOptions`` if None.
 
@@ -171,6 +171,10 @@ class Exporter(ABC):
             ValueError: ``size`` is not a multiple of ``size_divisor``, or the format lacks the precision or an
                 operation of the network.
         """
+
+    def runs_here(self) -> bool:
+        """Whether ``load`` can run its files on this system."""
+        return True
 
     @abstractmethod
     def load(self, path: Path, threads: int | None = None) -> ExportedModel:
@@ -215,7 +219,7 @@ def deployable(network: nn.Module) -> nn.Module:
 
 def with_pixels(network: nn.Module, pixels: Pixels) -> nn.Module:
     """Put the conversion from and to 8-bit pictures around a network where it is asked for."""
-    return _OnPixels(network) if pixels == "uint8" else network
+    return _OnPixels(network).eval() if pixels == "uint8" else network
 
 
 def as_pixels(photos: Tensor, pixels: Pixels) -> Tensor:

@@ -103,7 +103,7 @@ class OnnxExporter(Exporter):
         exported = _with_native_norms(deployable(network))
         try:
             program = torch.onnx.export(
-                with_pixels(_InHalf(exported) if options.precision == "fp16" else exported, options.pixels),
+                with_pixels(_InHalf(exported).eval() if options.precision == "fp16" else exported, options.pixels),
                 (example_photos(options.pixels, 2, side),),
                 dynamo=True,
                 opset_version=self.opset,
@@ -286,7 +286,25 @@ def _quantized(model: Any, options: ExportOptions) -> Any:
                 weight_type=quantization.QuantType.QInt8,
                 nodes_to_exclude=kept,
             )
-        return onnx.load(file)
+        quantized = onnx.load(file)
+    _unround_inputs(quantized, set(kept))
+    return quantized
+
+
+def _unround_inputs(model: Any, kept: set[str]) -> None:
+    """Give layers that stay in float32 what stood before rounding; the quantiser rounds all that int8 layers give."""
+    maker = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        if node.name in kept:
+            dequantize = maker.get(node.input[0])
+            if dequantize is not None and dequantize.op_type == "DequantizeLinear":
+                quantize = maker.get(dequantize.input[0])
+                if quantize is not None and quantize.op_type == "QuantizeLinear":
+                    node.input[0] = quantize.input[0]
+    for operation in ("DequantizeLinear", "QuantizeLinear"):  # each reads the other's output
+        used = {name for node in model.graph.node for name in node.input} | {out.name for out in model.graph.output}
+        for node in [node for node in model.graph.node if node.op_type == operation and node.output[0] not in used]:
+            model.graph.node.remove(node)
 
 
 @contextmanager

@@ -48,9 +48,10 @@ _REMEDIES = {
     "ConvTranspose": "nearest upsampling and a convolution, as E2GANGenerator has",
     "GroupNormalization": "instance norm over the groups and a 1×1 depthwise convolution",
     "InstanceNormalization": "training with --model.generator.norm BatchNorm, which folds into the convolution",
+    "DequantizeLinear": "--precision fp16 for these",
     "Pad": "zero padding inside the convolution",
+    "QuantizeLinear": "--precision fp16 for these",
 }
-_OTHER_REMEDY = "an operation that it has, or another execution provider"
 
 
 def lint_onnx(model: Any, network: nn.Module) -> list[LintFinding]:
@@ -69,7 +70,7 @@ def lint_onnx(model: Any, network: nn.Module) -> list[LintFinding]:
         if node.op_type != "Pad" or mode != "constant":
             counts[node.op_type] += 1
     findings = [
-        LintFinding(operation, number, why, _REMEDIES.get(operation, _OTHER_REMEDY), applied=False)
+        LintFinding(operation, number, why, _remedy(operation), applied=False)
         for operation, number in sorted(counts.items())
         if (why := _cost(operation))
     ]
@@ -87,8 +88,17 @@ def _cost(operation: str) -> str:
         return ""
     if operation == "Pad":  # one with zeros is not counted
         return "NNAPI and Core ML pad with zeros alone; elsewhere a pass over the map of its own"
-    lacking = [provider for provider, taken in _TAKEN.items() if operation not in taken]
-    reasons = [f"{' and '.join(lacking)} hand{'s' if len(lacking) == 1 else ''} the map to the CPU"] if lacking else []
+    lacking = _lacking(operation)
+    reasons = [f"no kernel in {', '.join(lacking)}: the map goes to the CPU and back"] if lacking else []
     if operation == "ConvTranspose":
         reasons.append("WebGPU's kernel is slow by its own documentation")
     return "; ".join(reasons)
+
+
+def _remedy(operation: str) -> str:
+    having = [provider for provider in ("CPU", *_TAKEN) if provider not in _lacking(operation)]
+    return _REMEDIES.get(operation, f"a provider that has one ({', '.join(having)})")
+
+
+def _lacking(operation: str) -> list[str]:
+    return [provider for provider, taken in _TAKEN.items() if operation not in taken]

@@ -62,6 +62,14 @@ def find_sensitive_layers(
     return Sensitivity({name: changes[name] for name in order}, tuple(order[:count]), reached)
 
 
+def int8_error(
+    network: nn.Module, photos: Sequence[Tensor], error: Callable[[nn.Module], float], excluded: Sequence[str]
+) -> float:
+    """Error of a network with all layers but the excluded in int8, simulated; see ``find_sensitive_layers``."""
+    ranges = _input_ranges(network, photos)
+    return error(_simulated(network, ranges, [name for name in ranges if name not in excluded]))
+
+
 def _input_ranges(network: nn.Module, photos: Sequence[Tensor]) -> dict[str, tuple[float, float]]:
     """Smallest and largest input of each layer over the photos; zero is always inside."""
     ranges: dict[str, tuple[float, float]] = {}

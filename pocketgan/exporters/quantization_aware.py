@@ -1,0 +1,69 @@
+"""A short fine-tune that makes a network's weights bear int8 (torchao's quantisation-aware training)."""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pocketgan.exporters.exporter import ExportOptions, deployable, require
+
+_BATCH_SIZE = 2
+
+
+def fine_tune_for_int8(
+    network: nn.Module,
+    options: ExportOptions,
+    images: int,
+    learning_rate: float = 1e-6,
+) -> nn.Module:
+    """Teach a network to imitate itself under int8's rounding.
+
+    torchao's ``prepare_qat_pt2e`` puts the rounding into the graph, by XNNPACK's scheme: weights per output channel,
+    activations per tensor, in ranges that follow what they see. The loss is the L1 to the network's own float32
+    edits, so no pairs are needed. What comes back is the network with other float32 weights, for any target's
+    quantiser.
+
+    Args:
+        network: (B, 3, H, W) in [-1, 1] to the same; it is left as it is.
+        options: Its ``calibration`` photos are trained on, its ``excluded`` layers are left unrounded.
+        images: Photos to train on, over and over.
+        learning_rate: Adam's at the start; it falls to zero by half a cosine.
+
+    Returns:
+        A copy in eval mode on the CPU, its batch norms folded.
+
+    Raises:
+        ImportError: ExecuTorch or torchao is not installed.
+    """
+    qat = require("torchao.quantization.pt2e.quantize_pt2e", "Fine-tuning for int8", "executorch")
+    xnnpack = require("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", "Fine-tuning for int8", "executorch")
+    tuned = deployable(network)
+    reference = deployable(network)
+    photos = options.calibration
+    example = photos[0].repeat(_BATCH_SIZE, 1, 1, 1)
+    quantizer = xnnpack.XNNPACKQuantizer().set_global(
+        xnnpack.get_symmetric_quantization_config(is_per_channel=True, is_qat=True)
+    )
+    for name in options.excluded:
+        quantizer.set_module_name(name, None)
+    prepared = qat.prepare_qat_pt2e(torch.export.export(tuned, (example,)).module(), quantizer)
+    parameters = dict(prepared.named_parameters())
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.Adam(parameters.values(), learning_rate)
+    steps = math.ceil(images / _BATCH_SIZE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        batch = torch.cat([photos[(step * _BATCH_SIZE + place) % len(photos)] for place in range(_BATCH_SIZE)])
+        with torch.no_grad():
+            wanted = reference(batch)
+        loss = F.l1_loss(prepared(batch), wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            parameter.copy_(parameters[name])
+    return tuned.requires_grad_(False)

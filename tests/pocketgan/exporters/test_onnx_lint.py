@@ -1,0 +1,49 @@
+"""What leaves an accelerator is found in the exported file."""
+
+import torch
+from torch import nn
+
+from pocketgan.exporters import ExportOptions, OnnxExporter
+
+
+def found(network, tmp_path, **options):
+    findings = OnnxExporter().export(network, tmp_path / "model.onnx", {}, 16, 4, ExportOptions(**options))
+    return {finding.operation: finding for finding in findings}
+
+
+def test_operations_of_pix2pix_are_found_and_counted(tmp_path):
+    network = nn.Sequential(
+        nn.ReflectionPad2d(3),
+        nn.Conv2d(3, 8, 7),
+        nn.InstanceNorm2d(8),
+        nn.Conv2d(8, 8, 3, stride=2, padding=1),
+        nn.InstanceNorm2d(8),
+        nn.ConvTranspose2d(8, 3, 4, stride=2, padding=1),
+    )
+    findings = found(network, tmp_path)
+    assert {name: finding.number for name, finding in findings.items()} == {
+        "Pad": 1,
+        "InstanceNormalization": 2,
+        "ConvTranspose": 1,
+    }
+    assert "zeros alone" in findings["Pad"].why
+    assert "NNAPI" in findings["InstanceNormalization"].why
+    assert "BatchNorm" in findings["InstanceNormalization"].remedy
+    assert "nearest upsampling" in findings["ConvTranspose"].remedy
+    assert not any(finding.applied for finding in findings.values())
+
+
+def test_a_rewrite_that_was_applied_is_told(tmp_path):
+    findings = found(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.Conv2d(8, 3, 1)), tmp_path)
+    assert findings["GroupNormalization"].applied
+    assert findings["GroupNormalization"].number == 1
+    assert findings["InstanceNormalization"].number == 1
+
+
+def test_plain_convolutions_stay(tmp_path):
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Upsample(scale_factor=2), nn.Conv2d(8, 3, 1)
+    )
+    assert found(network, tmp_path) == {}
+    photos = tuple(torch.rand(1, 3, 16, 16) for _ in range(2))
+    assert set(found(network, tmp_path, precision="int8", calibration=photos)) == {"QuantizeLinear", "DequantizeLinear"}
