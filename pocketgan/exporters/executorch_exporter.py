@@ -1,0 +1,250 @@
+"""ExecuTorch, on the CPU by XNNPACK."""
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pocketgan.exporters.exporter import (
+    ExportedModel,
+    Exporter,
+    ExportOptions,
+    LintFinding,
+    deployable,
+    example_photos,
+    file_metadata,
+    require,
+    with_pixels,
+)
+from pocketgan.exporters.quiet import lacks, quiet
+from pocketgan.exporters.rewrites import MERGED_UPSAMPLING, decompositions, fold_batch_norms, merge_upsamplings
+from pocketgan.files import write_whole
+
+_METADATA = "pocketgan_metadata"
+_ACCEPTED = "accepted is what `pocketgan export --target executorch` writes"
+
+# what XNNPACK lacks, see executorch/backends/xnnpack/partition/config, and what stands for it
+_REWRITES = {
+    "aten.scaled_dot_product_attention.default": "batched products of matrices and a softmax, without torch's guard "
+    "for masked rows",
+    "aten.layer_norm.default": "means over the last two of four dimensions, and products",
+    "aten.group_norm.default": "means over pixels and over a group's channels, and products",
+    "aten.instance_norm.default": "means over pixels, and products",
+}
+_ADVICE = {
+    "reflection_pad2d": "train with zero padding, as E2GANGenerator does",
+    "replication_pad2d": "train with zero padding, as E2GANGenerator does",
+    "upsample_nearest2d": "put the nn.Upsample(scale_factor=2) and a 3×3 nn.Conv2d next to each other in an "
+    "nn.Sequential, which the exporter merges",
+    "gelu": "train with ReLU for fp16; in fp32 it is delegated",
+    **dict.fromkeys(
+        ("_to_dim_order_copy", "permute_copy", "round"),
+        "none needed: it converts photos or 8-bit pictures, which is cheap",
+    ),
+}
+
+
+class ExecuTorchExporter(Exporter):
+    """ExecuTorch's ``.pte`` for one photo of the training's size; whole in XNNPACK where XNNPACK has the operations.
+
+    The size is fixed whatever ``dynamic_size`` says: XNNPACK takes no reshape to a size that is not known, and the
+    transformer's tokens are one.
+
+    fp16 computes in half precision between float32 photos. int8 is PyTorch's export quantisation with the scheme of
+    ExecuTorch's ``XNNPACKQuantizer``: convolutions, linear layers and the sums after them in int8, with weights per
+    output channel; norms, softmax and gates stay in float32.
+    """
+
+    suffix = ".pte"
+    precisions = ("fp32", "fp16", "int8")
+
+    def export(
+        self,
+        network: nn.Module,
+        path: Path,
+        metadata: dict[str, str],
+        size: int,
+        size_divisor: int,
+        options: ExportOptions | None = None,
+    ) -> list[LintFinding]:
+        """Write a program with its weights; see ``Exporter.export``."""
+        with quiet():
+            exir = _require("executorch.exir")
+            partitioner = _require("executorch.backends.xnnpack.partition.xnnpack_partitioner").XnnpackPartitioner()
+            runtime = _require("executorch.runtime").Runtime.get()
+        options = dataclasses.replace(options or ExportOptions(), dynamic_size=False)
+        properties = file_metadata(metadata, size, size_divisor, options)
+        network = deployable(network).requires_grad_(False)
+        fold_batch_norms(network)
+        merged = merge_upsamplings(network)
+        if options.precision == "fp16":
+            network = _InHalf(network.half())
+        # between pictures, quantisation sees the network's own values
+        photo = example_photos("float32", 1, size)
+        with quiet():
+            program = torch.export.export(network, (photo,), strict=False)
+            rewritten = Counter(str(node.target) for node in program.graph.nodes if str(node.target) in _REWRITES)
+            program = program.run_decompositions(decompositions())
+            module = _quantised(program, options) if options.precision == "int8" else program.module()
+            picture = example_photos(options.pixels, 1, size)
+            program = torch.export.export(with_pixels(module, options.pixels), (picture,), strict=False)
+            try:
+                edge = exir.to_edge_transform_and_lower(
+                    program,
+                    partitioner=[partitioner],
+                    constant_methods={_METADATA: _as_tensor(properties)},
+                )
+                left = _outside(edge.exported_program().graph)
+                compiled = edge.to_executorch()
+            except (RuntimeError, NotImplementedError, torch._export.verifier.SpecViolationError) as error:
+                raise lacks("ExecuTorch", error) from error
+        _refuse_absent(compiled.exported_program(), set(runtime.operator_registry.operator_names))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, bytes(compiled.buffer))
+        return _findings(merged, rewritten, left)
+
+    def load(self, path: Path, threads: int | None = None) -> ExportedModel:
+        """Open a program on the CPU; see ``Exporter.load``.
+
+        ExecuTorch has one pool of threads for all programs: the last one loaded sets its size.
+        """
+        with quiet():
+            runtime = _require("executorch.runtime").Runtime.get()
+            library = _require("executorch.extension.pybindings.portable_lib")
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is no file; `pocketgan export` writes one")
+        data = path.read_bytes()
+        if data[4:6] != b"ET":
+            raise ValueError(f"{path} ({len(data)} bytes) is no program of ExecuTorch; {_ACCEPTED}")
+        try:
+            program = runtime.load_program(data)
+            named = _METADATA in program.method_names
+            metadata = json.loads(bytes(program.load_method(_METADATA).execute([])[0].tolist())) if named else {}
+            forward = program.load_method("forward") if metadata else None
+        except RuntimeError as error:
+            raise ValueError(
+                f"{path} ({len(data)} bytes) cannot be run by this ExecuTorch; {_ACCEPTED}. The runtime says: {error}"
+            ) from error
+        if forward is None:
+            raise ValueError(
+                f"{path} is another program's (methods {', '.join(sorted(program.method_names))}, "
+                f"none {_METADATA}); {_ACCEPTED}"
+            )
+        threads = threads or torch.get_num_threads()
+        library._unsafe_reset_threadpool(threads)
+        return _ExecuTorchModel(program, metadata, threads)
+
+
+class _ExecuTorchModel(ExportedModel):
+    def __init__(self, program: Any, metadata: dict[str, str], threads: int) -> None:
+        self.metadata = metadata
+        self.threads = threads
+        # a method lives no longer than its program
+        self._program = program
+
+    def _run(self, photos: Tensor) -> Tensor:
+        method = self._program.load_method("forward")
+        # the runtime reads memory in order, whatever the strides
+        return torch.cat([method.execute([photo.contiguous()])[0].clone() for photo in photos.split(1)])
+
+
+class _InHalf(nn.Module):
+    """A half-precision network between float32 photos."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, photo: Tensor) -> Tensor:
+        edit: Tensor = self.network(photo.half())
+        return edit.float()
+
+
+def _quantised(program: torch.export.ExportedProgram, options: ExportOptions) -> nn.Module:
+    quantizers = _require("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
+    pt2e = _require("torchao.quantization.pt2e.quantize_pt2e")
+    aten = torch.ops.aten
+    quantised = {
+        aten.conv2d.default,
+        aten.conv_transpose2d.input,
+        aten.linear.default,
+        aten.relu.default,
+        aten.add.Tensor,
+    }
+
+    def is_quantised(node: torch.fx.Node) -> bool:
+        if node.op != "call_function":
+            return True  # a weight goes with its operation
+        stack = [(str(name), str(kind)) for name, kind in node.meta.get("nn_module_stack", {}).values()]
+        inside = any(_is_within(name, excluded) for name, _ in stack for excluded in options.excluded)
+        return node.target in quantised and not inside and not any("Norm" in kind for _, kind in stack)
+
+    quantizer = quantizers.XNNPACKQuantizer()
+    quantizer.set_global(quantizers.get_symmetric_quantization_config(is_per_channel=True))
+    quantizer.set_filter_function(is_quantised)
+    prepared = pt2e.prepare_pt2e(program.module(), quantizer)
+    with torch.no_grad():
+        for photo in options.calibration:
+            prepared(photo)
+    converted: nn.Module = pt2e.convert_pt2e(prepared)
+    return converted
+
+
+def _is_within(name: str, module: str) -> bool:
+    # the stack's names may start with the root's
+    name = name.removeprefix("L['self'].")
+    return name == module or name.startswith(f"{module}.")
+
+
+def _as_tensor(metadata: dict[str, str]) -> Tensor:
+    return torch.tensor(list(json.dumps(metadata).encode()), dtype=torch.uint8)
+
+
+def _operation(target: Any) -> str:
+    name = str(getattr(target, "__name__", target))
+    return name.removeprefix("aten.").removeprefix("dim_order_ops.").split(".")[0]
+
+
+def _outside(graph: torch.fx.Graph) -> Counter[str]:
+    """Operations outside of XNNPACK, by name."""
+    names = (_operation(node.target) for node in graph.nodes if node.op == "call_function")
+    return Counter(name for name in names if name not in {"executorch_call_delegate", "getitem"})
+
+
+def _findings(merged: int, rewritten: Counter[str], left: Counter[str]) -> list[LintFinding]:
+    lacked = "XNNPACK has no such operation"
+    findings = [
+        LintFinding(name.split(".")[1], number, lacked, f"made of {_REWRITES[name]}", applied=True)
+        for name, number in rewritten.items()
+    ]
+    if merged:
+        remedy = "merged with the 3×3 convolution after it into a transposed convolution"
+        findings.append(LintFinding(MERGED_UPSAMPLING, merged, lacked, remedy, applied=True))
+    why = "XNNPACK does not take it: a portable kernel computes it, on one thread"
+    other = "replace it in the network, or accept the time that it takes"
+    return findings + [
+        LintFinding(name, number, why, _ADVICE.get(name, other), applied=False) for name, number in left.items()
+    ]
+
+
+def _refuse_absent(program: torch.export.ExportedProgram, kernels: set[str]) -> None:
+    """Refuse what lowers, but has no kernel in the runtime.
+
+    Raises:
+        ValueError: There is such an operation.
+    """
+    operations = {node.target.name() for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
+    if absent := sorted(operations - kernels):
+        raise ValueError(
+            f"ExecuTorch lacks a kernel for an operation of the network: {', '.join(absent)}; replace it in the "
+            "network, or export to another target"
+        )
+
+
+def _require(module: str) -> ModuleType:
+    return require(module, "ExecuTorch", "executorch")
