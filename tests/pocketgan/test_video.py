@@ -42,7 +42,7 @@ def make_video(
             setattr(stream.codec_context, name, value)
         if turn:
             stream.set_display_rotation(turn)
-        audio = container.add_stream(sound, rate=48000) if sound else None
+        audio = container.add_stream(sound, rate=48000, bit_rate=64000) if sound else None
         if audio:
             wave = (8000 * np.sin(np.arange(48000 * (times[-1] + 1) // 10) / 20)).astype(np.int16)
             frame = av.AudioFrame.from_ndarray(np.repeat(wave, 2)[None], format="s16", layout="stereo")
@@ -124,8 +124,7 @@ def test_other_containers_become_mp4(tmp_path, editor):
     assert video_name("film.MOV") == "film.MOV"
     edit_video(source, editor, tmp_path / "film.mp4")
     stamps, pictures = frames_of(tmp_path / "film.mp4")
-    assert len(stamps) == FRAMES
-    assert np.diff(stamps) == pytest.approx([0.1] * (FRAMES - 1))
+    assert stamps == pytest.approx(frames_of(source)[0])
     np.testing.assert_allclose(levels(pictures), [255 - level(index) for index in STEADY], atol=6)
     assert [content for content, _ in sound_of(tmp_path / "film.mp4")] == [content for content, _ in sound_of(source)]
 
@@ -373,7 +372,7 @@ def test_a_camera_ends_by_seconds_or_by_interrupt(tmp_path, monkeypatch, how):
             os.kill(os.getpid(), signal.SIGINT)
         return -photos
 
-    source = make_video(tmp_path / "film.mkv", sound=None)
+    source = make_video(tmp_path / "film.mkv", range(5), sound=None)
     camera = Camera(source, lambda index: index and begun.acquire(timeout=20))
     monkeypatch.setattr(video, "open_camera", lambda _: camera)
     before = signal.getsignal(signal.SIGINT)
