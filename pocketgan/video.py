@@ -156,7 +156,7 @@ def edit_video(source: Path, editor: "Editor", out: Path, strength: float = 1.0)
     with ExitStack() as stack:
         folder = stack.enter_context(whole_files(out.parent))
         opened = stack.enter_context(av.open(source, metadata_errors="replace"))
-        video = opened.streams.video[0]
+        video = _picture_stream(av, opened)
         video.thread_type = "AUTO"
         copied, refused = _streams_to_copy(av, opened, kind)
         problems += [f"its {name} does not fit into {out.suffix} and is left out" for name in refused]
@@ -209,13 +209,13 @@ def _first_frame(av: ModuleType, source: Path) -> Any:
         raise UnreadableVideoError(source, foreign_reason(name))
     try:
         with av.open(source, metadata_errors="replace") as opened:
-            if not opened.streams.video:
-                kinds = ", ".join(sorted({stream.type for stream in opened.streams})) or "nothing"
+            video = _picture_stream(av, opened)
+            if video is None:
+                kinds = ", ".join(sorted({stream.type for stream in opened.streams} - {"video"})) or "nothing"
                 raise UnreadableVideoError(source, f"holds no video, only {kinds}; give a file with pictures")
-            video = opened.streams.video[0]
             if video.codec_context is None:
                 raise UnreadableVideoError(source, "is in a codec that this FFmpeg cannot decode; convert it to H.264")
-            frame = next(_decoded(av, opened, video), None)
+            frame = next(_contents(av, opened, video, [], []), None)
     except av.error.FFmpegError as error:
         reason = f"is no video that FFmpeg can read, or is damaged at its beginning ({error.strerror})"
         raise UnreadableVideoError(source, reason) from error
@@ -227,9 +227,10 @@ def _first_frame(av: ModuleType, source: Path) -> Any:
     return frame
 
 
-def _decoded(av: ModuleType, opened: Any, video: Any) -> Iterator[Any]:
-    problems: list[str] = []
-    return (content for content in _contents(av, opened, video, [], problems))
+def _picture_stream(av: ModuleType, opened: Any) -> Any:
+    """The first stream of pictures that is no cover of a sound file; None if there is none."""
+    covers = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    return next((stream for stream in opened.streams.video if not stream.disposition & covers), None)
 
 
 def _contents(av: ModuleType, opened: Any, video: Any, copied: list[Any], problems: list[str]) -> Iterator[Any]:

@@ -29,12 +29,13 @@ def inverted(photos):
     return -photos
 
 
-def make_video(
-    path, times=STEADY, size=SIZE, codec="libx264", sound="aac", pix_fmt="yuv420p", turn=0, colours=(), options=None
-):
+_OPTIONS = {"libx264": {"crf": "1"}, "ffv1": {"g": "1"}}
+
+
+def make_video(path, times=STEADY, size=SIZE, codec="libx264", sound="aac", pix_fmt="yuv420p", turn=0, colours=()):
     """A film of 10 units a second; its left half is darker, so that turns show."""
-    with av.open(path, "w", container_options=options or {}) as container:
-        stream = container.add_stream(codec, rate=10, options={"crf": "1"} if "264" in codec else {})
+    with av.open(path, "w") as container:
+        stream = container.add_stream(codec, rate=10, options=_OPTIONS.get(codec, {}))
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         stream.codec_context.time_base = Fraction(1, 10)
         stream.codec_context.flags |= av.codec.context.Flags.frame_duration
@@ -193,6 +194,44 @@ def test_colours_are_stored_as_they_were(tmp_path, full):
         assert getattr(edited, name) == value
     for plane, other in zip(first.planes, edited.planes, strict=True):
         assert int(np.asarray(plane)[0]) == pytest.approx(int(np.asarray(other)[0]), abs=2)
+
+
+def test_hdr_is_said_and_the_shape_of_pixels_kept(tmp_path, editor):
+    source = make_video(
+        tmp_path / "film.mp4", sound=None, turn=90, colours={"color_trc": 16, "sample_aspect_ratio": Fraction(4, 3)}
+    )
+    with pytest.warns(UserWarning, match=r"film\.mp4: it is HDR and stored in 8 bits"):
+        edit_video(source, editor, tmp_path / "out.mp4")
+    with av.open(tmp_path / "out.mp4") as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(3, 4)
+        assert next(container.decode(video=0)).color_trc == 16
+
+
+def test_damaged_packets_are_left_out_and_counted(tmp_path, editor):
+    source = make_video(tmp_path / "film.mkv", codec="ffv1", sound=None)
+    with av.open(source) as container:
+        packet = list(container.demux(video=0))[4]
+    content = source.read_bytes()
+    place = content.index(bytes(packet))
+    source.write_bytes(content[:place] + b"\xff" * packet.size + content[place + packet.size :])
+    with pytest.warns(UserWarning, match=r"film\.mkv: 1 of its packets are damaged, and their frames left out"):
+        assert edit_video(source, editor, tmp_path / "out.mkv") == FRAMES - 1
+    stamps, _ = frames_of(tmp_path / "out.mkv")
+    assert stamps == pytest.approx([time / 10 for time in STEADY if time != 4])
+
+
+def test_the_cover_of_a_sound_file_is_no_video(tmp_path, editor):
+    with av.open(tmp_path / "song.mp4", "w") as container:
+        audio = container.add_stream("aac", rate=48000)
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = *SIZE, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 96000), np.int16), format="s16", layout="stereo")
+        frame.sample_rate = 48000
+        picture = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8)).reformat(format="yuvj420p")
+        container.mux([*cover.encode(picture), *cover.encode(None), *audio.encode(frame), *audio.encode(None)])
+    with pytest.raises(UnreadableVideoError, match=r"song\.mp4: holds no video, only audio"):
+        edit_video(tmp_path / "song.mp4", editor, tmp_path / "out.mp4")
 
 
 def test_odd_sides_stay(tmp_path, editor):
