@@ -31,7 +31,6 @@ from pocketgan.images import (
 from pocketgan.video import VIDEO_SUFFIXES, UnreadableVideoError, edit_video, video_name
 
 MINIMUM_SIDE = 32
-DEFAULT_JOBS = 2
 
 
 class Editor:
@@ -203,7 +202,7 @@ def edit_files(
     out: Path,
     overwrite: bool = False,
     strength: float = 1.0,
-    jobs: int = DEFAULT_JOBS,
+    jobs: int = 2,
 ) -> list[Path]:
     """Edit pictures and videos from disk to disk.
 

@@ -37,8 +37,8 @@ class _Codec(NamedTuple):
     options: dict[str, str]
 
 
-# H.264 plays everywhere. At a rate factor of 18 its losses are not seen; "veryfast" leaves the cores to the model, for
-# files about a fifth larger than the slower default.
+# H.264 plays everywhere. At a rate factor of 18 its losses are hardly seen; "veryfast" leaves the cores to the model,
+# for larger files than the slower default's.
 _H264 = _Codec("libx264", {"crf": "18", "preset": "veryfast"})
 # WebM takes no H.264
 _VP9 = _Codec("libvpx-vp9", {"crf": "24", "b": "0", "deadline": "realtime", "cpu-used": "5", "row-mt": "1"})
@@ -538,9 +538,14 @@ def edit_camera(
     Raises:
         OSError: The camera does not open, gives no frame, or breaks down before its first; or the file cannot be
             written.
-        ValueError: Its frames are smaller than 32 pixels a side.
+        ValueError: Its frames are smaller than 32 pixels a side, or ``seconds`` is none.
+
+    Warns:
+        UserWarning: The camera broke off; what came before is written.
     """
     av = require("av", "A camera", "video")
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"{seconds:g} seconds hold no frame; give more than 0, or leave it out to end by Ctrl-C")
     writer: _FrameWriter | None = None
     with ExitStack() as stack:
         folder = stack.enter_context(whole_files(out.parent))

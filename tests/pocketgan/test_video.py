@@ -196,6 +196,14 @@ def test_colours_are_stored_as_they_were(tmp_path, full):
         assert int(np.asarray(plane)[0]) == pytest.approx(int(np.asarray(other)[0]), abs=2)
 
 
+@pytest.mark.parametrize("pix_fmt", ["gray", "bgr0", "yuv420p10le", "yuv422p"])
+def test_other_kinds_of_pixels(tmp_path, editor, pix_fmt):
+    source = make_video(tmp_path / "film.mkv", codec="ffv1", sound=None, pix_fmt=pix_fmt)
+    edit_video(source, editor, tmp_path / "out.mkv")
+    pictures = frames_of(tmp_path / "out.mkv")[1]
+    np.testing.assert_allclose(levels(pictures), [255 - level(index) for index in STEADY], atol=3)
+
+
 def test_hdr_is_said_and_the_shape_of_pixels_kept(tmp_path, editor):
     source = make_video(
         tmp_path / "film.mp4", sound=None, turn=90, colours={"color_trc": 16, "sample_aspect_ratio": Fraction(4, 3)}
@@ -437,6 +445,8 @@ def test_a_camera_that_gives_nothing_or_breaks_off(tmp_path, monkeypatch, editor
     with pytest.raises(OSError, match=r"camera gave no frame \(unplugged\)"):
         edit_camera("camera", editor, tmp_path / "out" / "camera.mp4")
     assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="0 seconds hold no frame; give more than 0"):
+        edit_camera("camera", editor, tmp_path / "out" / "camera.mp4", seconds=0)
     camera = Broken(source)
     camera.number = 1
     with pytest.warns(UserWarning, match=r"camera broke off \(unplugged\)"):
