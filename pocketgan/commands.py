@@ -92,22 +92,48 @@ def edit(
     concept: str | None = None,
     overwrite: bool = False,
     threads: int | None = None,
+    strength: float = 1.0,
+    jobs: int = 2,
+    seconds: float | None = None,
 ) -> None:
-    """Edit images, and folders of them, at their own size.
+    """Edit images, videos and folders of them at their own size, or a camera live.
 
     Args:
-        inputs: Image files and folders; folders are searched recursively.
+        inputs: Image and video files, and folders, which are searched recursively; or one camera: camera, camera:1 for
+            the second, or /dev/video0, recorded to camera.mp4 until Ctrl-C.
         model: Run folder, or exported file.
-        out: Folder for the edited pictures, which keep their names.
+        out: Folder for the edits, which keep their names.
         concept: The edit; needed where a base knows several.
-        overwrite: Replace pictures that stand in ``out`` already.
+        overwrite: Replace files that stand in ``out`` already.
         threads: Threads of the model; all cores if not given.
+        strength: Share of the edit in the result, 0 to 1; the rest is the photo.
+        jobs: Pictures at a time.
+        seconds: Of a camera: end after so many.
     """
-    from pocketgan.editor import edit_files
+    from pocketgan.editor import check_strength, edit_files
     from pocketgan.loaded_model import load
+    from pocketgan.video import CAMERA_FILE_NAME, VIDEO_SUFFIXES, edit_camera, is_camera
 
-    written = edit_files(inputs, load(model, threads).editor(concept), out, overwrite)
-    print(f"{len(written)} pictures written to {out}")
+    check_strength(strength)
+    if not any(map(is_camera, inputs)):
+        if seconds is not None:
+            raise ValueError("--seconds is for a camera; leave it out, or give camera as the one input")
+        written = edit_files(inputs, load(model, threads).editor(concept), out, overwrite, strength, jobs)
+        videos = sum(path.suffix.lower() in VIDEO_SUFFIXES for path in written)
+        counts = {"pictures": len(written) - videos, "videos": videos}
+        print(f"{' and '.join(f'{number} {kind}' for kind, number in counts.items() if number)} written to {out}")
+        return
+    if len(inputs) > 1:
+        raise ValueError("a camera is edited alone; leave the other inputs out")
+    file = out / CAMERA_FILE_NAME
+    if file.exists() and not overwrite:
+        raise FileExistsError(f"{file} exists; choose another --out, or replace it with --overwrite")
+    editor = load(model, threads).editor(concept)
+    recording = edit_camera(str(inputs[0]), editor, file, strength, seconds)
+    print(
+        f"{file}: {recording.frames} frames, {recording.frames_per_second:.1f} per second; {recording.dropped} came "
+        "while the model was busy"
+    )
 
 
 def quickstart(photos: Path | None = None, out: Path = Path("pocketgan_quickstart")) -> None:

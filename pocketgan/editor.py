@@ -2,7 +2,8 @@
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,20 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from pocketgan.exporters.exporter import require
 from pocketgan.files import write_whole
-from pocketgan.images import UnreadableImageError, find_images, load_photo, to_image, to_tensor
+from pocketgan.images import (
+    FOREIGN_SUFFIXES,
+    IMAGE_SUFFIXES,
+    UnreadableImageError,
+    find_files,
+    foreign_format,
+    foreign_reason,
+    load_photo,
+    to_image,
+    to_tensor,
+)
+from pocketgan.video import VIDEO_SUFFIXES, UnreadableVideoError, edit_video, video_name
 
 MINIMUM_SIDE = 32
 
@@ -58,18 +71,20 @@ class Editor:
         self.overlap = tile // 4
         self.fixed_size = fixed_size
 
-    def edit(self, image: Image.Image) -> Image.Image:
+    def edit(self, image: Image.Image, strength: float = 1.0) -> Image.Image:
         """Edit a picture at its own size.
 
         Args:
             image: RGB, sRGB, upright; ``load_photo`` makes it so.
+            strength: Share of the edit in the result, 0 to 1; the rest is the picture.
 
         Returns:
             RGB, of the picture's size.
 
         Raises:
-            ValueError: A side is shorter than 32 pixels, or the picture is not RGB.
+            ValueError: A side is shorter than 32 pixels, the picture is not RGB, or there is no such share.
         """
+        check_strength(strength)
         if min(image.size) < MINIMUM_SIDE:
             raise ValueError(
                 f"the picture is {image.width}×{image.height} pixels; both must be at least {MINIMUM_SIDE}"
@@ -81,7 +96,7 @@ class Editor:
             for left, right in self._spans(image.width):
                 self._blend(row, self._edit_tile(image.crop((left, top, right, bottom))), left, 0)
             self._blend(edit, row, 0, top)
-        return edit
+        return edit if strength == 1 else Image.blend(image, edit, strength)
 
     def _blend(self, canvas: Image.Image, piece: Image.Image, left: int, top: int) -> None:
         opacity = np.outer(self._ramp(piece.height, top > 0), self._ramp(piece.width, left > 0))
@@ -116,6 +131,16 @@ class Editor:
         quarter = self.overlap / 4
         position = np.clip((np.arange(length) + 0.5 - quarter) / (2 * quarter), 0, 1)
         return position**2 * (3 - 2 * position)
+
+
+def check_strength(strength: float) -> None:
+    """Refuse a share of the edit that is none.
+
+    Raises:
+        ValueError: It is not in [0, 1].
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength is {strength:g}; give a share from 0, the photo, to 1, the whole edit")
 
 
 def _ceil_division(dividend: int, divisor: int) -> int:
@@ -159,18 +184,41 @@ _TIFF_TAGS = {
 }
 
 
-def edit_files(inputs: Sequence[Path], editor: Editor, out: Path, overwrite: bool = False) -> list[Path]:
-    """Edit pictures from disk to disk.
+class _Edited(NamedTuple):
+    """What came of one input.
 
-    Names, sub-folders, formats, EXIF and transparency are kept; formats without a colour profile become PNG.
-    The pixels are stored upright, with the EXIF orientation set accordingly. A picture in an RGB profile is
-    converted back to it; one in a grey or CMYK profile is stored and tagged as sRGB, since the edit is RGB.
+    Attributes:
+        problem: Why it was skipped; empty if it was not.
+        conversions: What had to be converted to 8-bit RGB.
+    """
+
+    problem: str = ""
+    conversions: tuple[str, ...] = ()
+
+
+def edit_files(
+    inputs: Sequence[Path],
+    editor: Editor,
+    out: Path,
+    overwrite: bool = False,
+    strength: float = 1.0,
+    jobs: int = 2,
+) -> list[Path]:
+    """Edit pictures and videos from disk to disk.
+
+    Names, sub-folders, formats, EXIF and transparency are kept; formats without a colour profile become PNG, containers
+    that ``edit_video`` does not write MP4. The pixels are stored upright, with the EXIF orientation set accordingly. A
+    picture in an RGB profile is converted back to it; one in a grey or CMYK profile is stored and tagged as sRGB, since
+    the edit is RGB.
 
     Args:
         inputs: Files, and folders that are searched recursively, without what lies in ``out``.
         editor: Edits each picture.
         out: The folder to write to, made if there is none.
         overwrite: Replace files that exist.
+        strength: Share of the edit in the result, 0 to 1; the rest is the photo.
+        jobs: How many pictures are loaded, edited and saved at a time; the files do not depend on it. Each takes the
+            memory of a tile in the model. Videos come after the pictures, one by one.
 
     Returns:
         What was written, in the order of the inputs.
@@ -178,73 +226,137 @@ def edit_files(inputs: Sequence[Path], editor: Editor, out: Path, overwrite: boo
     Raises:
         FileNotFoundError: An input does not exist.
         FileExistsError: Without ``overwrite``, something to be written exists; nothing is written then.
+        ImportError: There are videos, and PyAV is not installed.
         NotADirectoryError: ``out`` is a file.
-        ValueError: A folder holds no picture, two inputs would get one name, or no picture could be read.
+        ValueError: A folder holds no picture and no video, two inputs would get one name, none could be read, or
+            ``strength`` or ``jobs`` is out of range.
 
     Warns:
-        UserWarning: Pictures could not be read, or were converted to 8-bit RGB; it counts and names them.
+        UserWarning: Inputs could not be read, were converted to 8-bit RGB, or a folder holds formats that are not read;
+            it counts and names them.
     """
+    check_strength(strength)
+    if jobs < 1:
+        raise ValueError(f"{jobs} jobs can edit nothing; give 1 or more")
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file; give a folder to write the edits to")
-    photo_of = _plan(inputs, out)
-    existing = [path for path in photo_of if path.exists()]
+    source_of, passed_over = _plan(inputs, out)
+    existing = [path for path in source_of if path.exists()]
     if existing and not overwrite:
         raise FileExistsError(
-            f"{len(existing)} of {len(photo_of)} files to write exist: {_shortened(existing)}; "
+            f"{len(existing)} of {len(source_of)} files to write exist: {_shortened(existing)}; "
             "choose another folder, or replace them with overwrite=True (--overwrite)"
         )
-    written, skipped, converted = [], [], []
-    for path, photo in track(
-        photo_of.items(), "Editing", len(photo_of), console=Console(stderr=True), show_speed=False
-    ):
+    videos = {path: source for path, source in source_of.items() if source.suffix.lower() in VIDEO_SUFFIXES}
+    if videos:
+        require("av", "Editing videos", "video")  # before minutes of pictures
+    pictures = {path: source for path, source in source_of.items() if path not in videos}
+    edited = _edit_pictures(pictures, editor, strength, jobs)
+    for path, source in videos.items():
         try:
-            loaded = load_photo(photo, minimum_side=MINIMUM_SIDE)
-            edit = _edit_file(photo, loaded.image, editor, _FORMATS[path.suffix.lower()])
-        except UnreadableImageError as error:
-            skipped.append(str(error))
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, edit)
-        written.append(path)
-        if kinds := [kind for kind in loaded.conversions if kind != "transparency"]:  # that is kept where it can be
-            converted.append(f"{photo}: {', '.join(kinds)}")
+            edit_video(source, editor, path, strength)
+            edited[path] = _Edited()
+        except UnreadableVideoError as error:
+            edited[path] = _Edited(str(error))
+    written = [path for path in source_of if not edited[path].problem]
+    skipped = [edited[path].problem for path in source_of if edited[path].problem]
     if not written:
-        raise ValueError(f"none of {len(skipped)} pictures could be read: {_shortened(skipped)}")
-    for what, listed in (("skipped", skipped), ("converted", converted)):
+        raise ValueError(f"none of {len(skipped)} {_kinds(pictures, videos)} could be read: {_shortened(skipped)}")
+    converted = [
+        f"{source}: {', '.join(edited[path].conversions)}"
+        for path, source in source_of.items()
+        if edited[path].conversions
+    ]
+    for what, listed, number in (
+        ("skipped", skipped, len(source_of)),
+        ("converted", converted, len(source_of)),
+        ("passed over", passed_over, len(source_of) + len(passed_over)),
+    ):
         if listed:
             lines = "\n  ".join(listed)
-            warnings.warn(f"{what} {len(listed)} of {len(photo_of)} pictures:\n  {lines}", stacklevel=2)
+            warnings.warn(f"{what} {len(listed)} of {number} {_kinds(pictures, videos)}:\n  {lines}", stacklevel=2)
     return written
 
 
-def _plan(inputs: Sequence[Path], out: Path) -> dict[Path, Path]:
-    """Map each file to write to its photo."""
-    photo_of: dict[Path, Path] = {}
+def _kinds(pictures: Collection[Path], videos: Collection[Path]) -> str:
+    return " and ".join(name for name, paths in (("pictures", pictures), ("videos", videos)) if paths)
+
+
+def _edit_pictures(pictures: dict[Path, Path], editor: Editor, strength: float, jobs: int) -> dict[Path, _Edited]:
+    """Edit photos by the file to write, several at a time."""
+
+    def edit(entry: tuple[Path, Path]) -> _Edited:
+        path, photo = entry
+        try:
+            loaded = load_photo(photo, minimum_side=MINIMUM_SIDE)
+            content = _edit_file(photo, loaded.image, editor, strength, _FORMATS[path.suffix.lower()])
+        except UnreadableImageError as error:
+            return _Edited(str(error))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+        # transparency is kept where it can be
+        return _Edited(conversions=tuple(kind for kind in loaded.conversions if kind != "transparency"))
+
+    if not pictures:
+        return {}
+    pool = ThreadPoolExecutor(jobs, "edit")
+    try:
+        results = track(
+            pool.map(edit, pictures.items()),
+            "Editing",
+            len(pictures),
+            console=Console(stderr=True),
+            show_speed=False,
+        )
+        return dict(zip(pictures, results, strict=True))
+    finally:
+        # after an error or Ctrl-C those that wait are not begun
+        pool.shutdown(cancel_futures=True)
+
+
+def _plan(inputs: Sequence[Path], out: Path) -> tuple[dict[Path, Path], list[str]]:
+    """Map each file to write to its photo or video, and say what in folders is of a format that is not read."""
+    source_of: dict[Path, Path] = {}
+    passed_over: list[str] = []
     for entry in inputs:
         if not entry.exists():
             raise FileNotFoundError(f"{entry} does not exist; check the path")
-        folder = entry if entry.is_dir() else entry.parent
-        photos = find_images(entry) if entry.is_dir() else [entry]
+        folder, sources = entry.parent, [entry]
+        if entry.is_dir():
+            folder, sources = entry, find_files(entry, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+            names = [
+                f"{path}: {foreign_reason(foreign_format(path) or FOREIGN_SUFFIXES[path.suffix.lower()])}"
+                for path in find_files(entry, FOREIGN_SUFFIXES)
+            ]
+            passed_over += names
+            if not sources:
+                raise ValueError(
+                    f"no images or videos in {entry} or the folders below it; accepted are files named "
+                    f"{', '.join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))}"
+                    + (f"; there are {len(names)} others: {_shortened(names)}" if names else "")
+                )
         if entry.resolve() in out.resolve().parents:
             # a second run must not edit the first one's edits
-            photos = [photo for photo in photos if out.resolve() not in photo.resolve().parents]
-        for photo in photos:
-            path = out / photo.relative_to(folder)
-            if path.suffix.lower() not in _FORMATS:
+            sources = [source for source in sources if out.resolve() not in source.resolve().parents]
+        for source in sources:
+            path = out / source.relative_to(folder)
+            if source.suffix.lower() in VIDEO_SUFFIXES:
+                path = path.with_name(video_name(path.name))
+            elif path.suffix.lower() not in _FORMATS:
                 path = path.with_suffix(".png")
-            if path in photo_of:
-                raise ValueError(f"{photo_of[path]} and {photo} would both be written to {path}; rename one")
-            photo_of[path] = photo
-    if not photo_of:
+            if path in source_of:
+                raise ValueError(f"{source_of[path]} and {source} would both be written to {path}; rename one")
+            source_of[path] = source
+    if not source_of:
         raise ValueError(
             f"no pictures to edit in {_shortened(inputs)} besides what is in {out}; give files or a folder"
         )
-    return photo_of
+    return source_of, passed_over
 
 
-def _edit_file(path: Path, image: Image.Image, editor: Editor, form: _Format) -> bytes:
+def _edit_file(path: Path, image: Image.Image, editor: Editor, strength: float, form: _Format) -> bytes:
     """Edit one file's picture; returns the content of the file to write."""
-    edit = editor.edit(image)
+    edit = editor.edit(image, strength)
     with Image.open(path) as original:
         options = dict(form.options)
         if "icc_profile" in original.info:

@@ -1,6 +1,7 @@
 """Photos from disk to tensors and back."""
 
 import io
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,38 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+# Pillow takes 90 megapixels for an attack and warns; panoramas and scans have more. Over 16,384 × 16,384 it still
+# warns, over twice that, 1.6 GB as RGB, it refuses.
+Image.MAX_IMAGE_PIXELS = 2**28
+
+# what phones and cameras write and Pillow cannot read, or of which it would read a thumbnail
+FOREIGN_SUFFIXES = {
+    ".arw": "Sony raw",
+    ".cr2": "Canon raw",
+    ".cr3": "Canon raw",
+    ".dng": "DNG raw",
+    ".heic": "HEIC",
+    ".heif": "HEIF",
+    ".nef": "Nikon raw",
+    ".orf": "Olympus raw",
+    ".raf": "Fujifilm raw",
+    ".rw2": "Panasonic raw",
+}
+# of ISO base media files, after "ftyp"
+_FOREIGN_BRANDS = {
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"), "HEIC"),
+    **dict.fromkeys((b"mif1", b"msf1"), "HEIF"),
+    b"avif": "AVIF",  # only where this Pillow was built without it
+    b"crx ": "Canon raw",
+}
+_FOREIGN_BEGINNINGS = {
+    b"FUJIFILMCCD-RAW": "Fujifilm raw",
+    b"II*\0\x10\0\0\0CR": "Canon raw",
+    b"IIRO": "Olympus raw",
+    b"IIU\0": "Panasonic raw",
+}
+_DNG_VERSION_TAG = 50706
 
 
 class UnreadableImageError(ValueError):
@@ -59,17 +92,47 @@ def find_images(folder: Path) -> list[Path]:
         raise FileNotFoundError(f"folder {folder} does not exist; check the path")
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file; give the folder that holds the images")
-    images = [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    ]
+    images = find_files(folder, IMAGE_SUFFIXES)
     if not images:
         accepted = ", ".join(sorted(IMAGE_SUFFIXES))
         raise ValueError(f"no images in {folder} or the folders below it; accepted are files named {accepted}")
-    return sorted(images)
+    return images
+
+
+def find_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """List the files of some suffixes, in any case, in a folder and below, sorted; hidden ones are passed over."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in suffixes
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
+
+
+def foreign_format(path: Path) -> str | None:
+    """Name the format of a file that only a phone's or a camera's program reads, by its content or else its suffix.
+
+    Args:
+        path: A file that exists.
+
+    Returns:
+        Such as "HEIC" or "Nikon raw"; None if it is of none of these. Raw files that are TIFF inside, such as Nikon's
+        and Sony's, are known by their suffix alone.
+    """
+    with path.open("rb") as file:
+        beginning = file.read(16)
+    if beginning[4:8] == b"ftyp":
+        return _FOREIGN_BRANDS.get(beginning[8:12])
+    by_content = (name for start, name in _FOREIGN_BEGINNINGS.items() if beginning.startswith(start))
+    return next(by_content, None) or FOREIGN_SUFFIXES.get(path.suffix.lower())
+
+
+def foreign_reason(name: str) -> str:
+    """Say what to do about a format that ``foreign_format`` names."""
+    how = "export it from the camera maker's or a raw developer's program" if "raw" in name else "convert it"
+    hint = "; pip install pillow-heif reads it in Python" if name in {"HEIC", "HEIF"} else ""
+    return f"is {name}, which is not read here; {how} as JPEG or PNG{hint}"
 
 
 def centred_square(image: Image.Image, size: int) -> Image.Image:
@@ -95,6 +158,8 @@ def load_photo(path: Path, minimum_side: int = 32) -> LoadedPhoto:
     """
     try:
         with Image.open(path) as image:
+            if image.format == "TIFF":
+                _refuse_raw(path, image)
             if min(image.size) < minimum_side:
                 reason = f"{image.width}×{image.height} pixels; the shorter side must be at least {minimum_side}"
                 raise UnreadableImageError(path, reason)
@@ -102,10 +167,18 @@ def load_photo(path: Path, minimum_side: int = 32) -> LoadedPhoto:
     except (FileNotFoundError, UnreadableImageError):
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableImageError(path, "not an image in a known format") from error
+        name = foreign_format(path)
+        raise UnreadableImageError(path, foreign_reason(name) if name else "not an image in a known format") from error
     # Pillow's plugins raise these for broken content: OSError for truncation, SyntaxError for PNG chunks, ...
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise UnreadableImageError(path, str(error) or type(error).__name__) from error
+
+
+def _refuse_raw(path: Path, image: Image.Image) -> None:
+    """Refuse a raw file that Pillow takes for a TIFF: it would read the thumbnail."""
+    name = "DNG raw" if _DNG_VERSION_TAG in image.getexif() else foreign_format(path)
+    if name is not None and "raw" in name:
+        raise UnreadableImageError(path, foreign_reason(name))
 
 
 def as_photo(image: Image.Image) -> Image.Image:

@@ -52,11 +52,7 @@ class LoadedModel:
         """
         from pocketgan.images import as_photo
 
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength is {strength:g}; give a share from 0, the photo, to 1, the whole edit")
-        editor = self.editor(concept)
-        photo = as_photo(image)
-        edit = Image.blend(photo, editor.edit(photo), strength)
+        edit = self.editor(concept).edit(as_photo(image), strength)
         if image.has_transparency_data:
             edit.putalpha(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
         return edit

@@ -2,15 +2,19 @@ import errno
 import io
 import itertools
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageCms, features
 from torch import nn
 
+from pocketgan import editor as editor_module
 from pocketgan.editor import Editor, edit_files
-from pocketgan.images import load_photo
+from pocketgan.images import load_photo, to_image, to_tensor
 
 ORIENTATION = ExifTags.Base.Orientation
 
@@ -117,6 +121,48 @@ def test_a_local_network_leaves_no_seam():
     assert difference(tiled, Editor(network, size_divisor=4, tile=1024).edit(photo)).max() <= 1
 
 
+def test_a_fixed_size_model_gets_only_its_size_and_small_pictures_are_padded():
+    model = RecordingModel()
+    editor = Editor(model, size_divisor=8, fixed_size=128)
+    for size in ((40, 33), (128, 128), (129, 300), (300, 500)):
+        photo = picture(*size)
+        assert not difference(editor.edit(photo), photo).any()
+    assert set(model.shapes) == {(1, 3, 128, 128)}
+
+
+def test_a_fixed_size_model_edits_like_one_of_any_size():
+    torch.manual_seed(0)
+    # sees 3 pixels to each side, within 128 / 16
+    network = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1), nn.Tanh())
+    fixed = Editor(network, size_divisor=8, fixed_size=128)
+    for size in ((300, 500), (130, 128)):
+        photo = picture(*size)
+        tiled, whole = fixed.edit(photo), Editor(network, size_divisor=8, tile=512).edit(photo)
+        # at the right and lower edge the one sees a padded picture, the other the convolution's zeros
+        inner = (0, 0, size[0] - 3, size[1] - 3)
+        assert difference(tiled.crop(inner), whole.crop(inner)).max() <= 1
+        same_tile = Editor(network, size_divisor=8, tile=128).edit(photo)
+        assert difference(tiled.crop(inner), same_tile.crop(inner)).max() <= 1
+    small = picture(50, 90)
+    inner = (0, 0, 47, 87)
+    padded = fixed.edit(small).crop(inner)
+    assert difference(padded, Editor(network, size_divisor=8).edit(small).crop(inner)).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(12000, 64), (64, 12000)])
+def test_a_side_of_12000_pixels_has_no_seam(size):
+    weights = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    kernel = (weights[:, None] * weights).expand(3, 1, 5, 5)
+
+    def blurred(photos):
+        return -F.conv2d(F.pad(photos, (2, 2, 2, 2), mode="replicate"), kernel, groups=3)
+
+    photo = picture(*size)
+    tiled = Editor(blurred, size_divisor=8, tile=512).edit(photo)
+    assert tiled.size == photo.size
+    assert difference(tiled, to_image(blurred(to_tensor(photo)[None])[0])).max() <= 1
+
+
 def test_tiles_that_disagree_are_blended_smoothly():
     brightness = iter(torch.linspace(-1, 1, 6))
     editor = Editor(lambda photos: torch.full_like(photos, next(brightness)), size_divisor=8, tile=128)
@@ -188,8 +234,12 @@ def test_a_profile_that_is_not_rgb_becomes_srgb(tmp_path, editor, profile):
 
 
 @pytest.mark.filterwarnings("ignore:converted")
-@pytest.mark.parametrize(("mode", "suffix"), [("RGBA", ".png"), ("LA", ".png"), ("RGBA", ".webp"), ("P", ".png")])
-def test_transparency_is_kept(tmp_path, editor, mode, suffix):
+@pytest.mark.parametrize("strength", [1, 0.3])
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [("RGBA", ".png"), ("LA", ".png"), ("RGBA", ".webp"), ("P", ".png"), ("RGBA", ".tif"), ("LA", ".tif")],
+)
+def test_transparency_is_kept(tmp_path, editor, mode, suffix, strength):
     alpha = Image.linear_gradient("L").resize((64, 48))
     photo = picture(64, 48)
     if mode == "P":
@@ -198,10 +248,97 @@ def test_transparency_is_kept(tmp_path, editor, mode, suffix):
         photo = photo.convert(mode)
         photo.putalpha(alpha)
         photo.save(tmp_path / f"a{suffix}", lossless=True)  # only WebP heeds it
-    (written,) = edit_files([tmp_path / f"a{suffix}"], editor, tmp_path / "out")
-    with Image.open(tmp_path / f"a{suffix}") as original, Image.open(written) as edit:
+    path = tmp_path / f"a{suffix}"
+    (written,) = edit_files([path], editor, tmp_path / "out", strength=strength)
+    with Image.open(path) as original, Image.open(written) as edit:
         assert edit.mode == "RGBA"
         assert not difference(edit.getchannel("A"), original.convert("RGBA").getchannel("A")).any()
+        if suffix != ".webp":  # which drops colours that nobody sees
+            assert not difference(edit.convert("RGB"), editor.edit(load_photo(path).image, strength)).any()
+
+
+def test_strength_goes_from_the_photo_to_the_edit(tmp_path, editor):
+    photo = picture(64, 48)
+    assert editor.edit(photo, 0).tobytes() == photo.tobytes()
+    mixed = np.asarray(editor.edit(photo, 0.25), np.float64)
+    expected = 0.75 * np.asarray(photo, np.float64) + 0.25 * np.asarray(editor.edit(photo), np.float64)
+    assert np.abs(mixed - expected).max() <= 1
+    photo.save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"strength is -0.5; give a share from 0, the photo, to 1"):
+        edit_files([tmp_path / "a.png"], editor, tmp_path / "out", strength=-0.5)
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+def test_jobs_change_neither_files_nor_order(tmp_path):
+    torch.manual_seed(0)
+    network = nn.Conv2d(3, 3, 3, padding=1)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(12):
+        picture(64 + 40 * (index % 3), 48 + index).save(photos / f"{index:02}.{'png' if index % 2 else 'jpg'}")
+    (photos / "05.png").write_bytes(b"broken")
+    written = {}
+    for jobs in (1, 4):
+        out = tmp_path / str(jobs)
+        written[jobs] = [
+            (path.relative_to(out), path.read_bytes())
+            for path in edit_files([photos], Editor(network, size_divisor=8, tile=64), out, jobs=jobs)
+        ]
+    assert written[1] == written[4]
+    assert [path.stem for path, _ in written[4]] == [f"{index:02}" for index in range(12) if index != 5]
+    with pytest.raises(ValueError, match="0 jobs can edit nothing; give 1 or more"):
+        edit_files([photos], Editor(network, size_divisor=8), tmp_path / "out", jobs=0)
+
+
+def test_pictures_are_edited_at_the_same_time(tmp_path):
+    both = threading.Barrier(2, timeout=20)
+
+    def model(photos):
+        both.wait()  # breaks unless two come
+        return photos
+
+    for name in "ab":
+        picture(32, 32).save(tmp_path / f"{name}.png")
+    assert len(edit_files([tmp_path], Editor(model, size_divisor=8), tmp_path / "out", jobs=2)) == 2
+
+
+def test_an_error_ends_all_jobs(tmp_path, monkeypatch):
+    calls, cancelled = [], threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait=True, *, cancel_futures=False):
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            cancelled.set()
+            super().shutdown(wait)
+
+    def model(photos):
+        calls.append(photos)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        assert cancelled.wait(20)
+        return photos
+
+    monkeypatch.setattr(editor_module, "ThreadPoolExecutor", Pool)
+    for index in range(40):
+        picture(32, 32).save(tmp_path / f"{index}.png")
+    with pytest.raises(KeyboardInterrupt):
+        edit_files([tmp_path], Editor(model, size_divisor=8), tmp_path / "out", jobs=2)
+    assert len(calls) <= 3
+
+
+def test_formats_of_phones_and_cameras_are_named(tmp_path, editor):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    (photos / "b.nef").write_bytes(b"MM\0*" + bytes(100))
+    picture(32, 32).save(photos / "c.png")
+    with pytest.warns(UserWarning, match=r"(?s)passed over 2 of 3 pictures:.*a\.heic: is HEIC.*b\.nef: is Nikon raw"):
+        assert edit_files([photos], editor, tmp_path / "out") == [tmp_path / "out" / "c.png"]
+    with pytest.raises(ValueError, match=r"a\.heic: is HEIC, which is not read here; convert it as JPEG or PNG"):
+        edit_files([photos / "a.heic"], editor, tmp_path / "out")
+    (photos / "c.png").unlink()
+    with pytest.raises(ValueError, match=r"no images or videos in .*; there are 2 others: .*a\.heic: is HEIC"):
+        edit_files([photos], editor, tmp_path / "out")
 
 
 def test_transparency_in_a_png_named_jpg_is_dropped(tmp_path, editor):
@@ -290,7 +427,7 @@ def test_inputs_that_are_not_there_are_named(tmp_path, editor):
     with pytest.raises(FileNotFoundError, match="absent does not exist"):
         edit_files([tmp_path / "absent"], editor, tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"no images in .*empty"):
+    with pytest.raises(ValueError, match=r"no images or videos in .*empty"):
         edit_files([tmp_path / "empty"], editor, tmp_path / "out")
     picture(32, 32).save(tmp_path / "a.png")
     with pytest.raises(NotADirectoryError, match=r"a\.png is a file"):

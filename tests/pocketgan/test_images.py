@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -157,6 +160,66 @@ def test_bad_images_are_named_with_their_reason(tmp_path, picture, name, reason)
     assert str(path) in str(caught.value)
     assert caught.value.reason
     assert str(path) not in caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        (
+            "a.heic",
+            b"\0\0\0\x18ftypheic",
+            "is HEIC, which is not read here; convert it as JPEG or PNG; pip",
+        ),
+        ("heic_named.jpg", b"\0\0\0\x18ftypheix", "is HEIC"),
+        ("a.heif", b"\0\0\0\x18ftypmif1", "is HEIF"),
+        ("a.heif", b"broken", "is HEIF"),
+        ("a.cr3", b"\0\0\0\x18ftypcrx ", "is Canon raw, .*; export it from .* as JPEG or PNG$"),
+        ("raf_named.jpg", b"FUJIFILMCCD-RAW 0201", "is Fujifilm raw"),
+        ("a.orf", b"IIRO\x08\0\0\0", "is Olympus raw"),
+        ("a.rw2", b"IIU\0\x08\0\0\0", "is Panasonic raw"),
+        ("a.CR2", b"II*\0\x10\0\0\0CR\x02\0", "is Canon raw"),
+        ("a.arw", b"II*\0\x08\0\0\0", "is Sony raw"),
+    ],
+)
+def test_formats_of_phones_and_cameras_are_named(tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content + bytes(100))
+    with pytest.raises(UnreadableImageError, match=rf"{name}: .*{reason}"):
+        load_photo(tmp_path / name)
+
+
+def test_the_thumbnail_of_a_raw_file_is_not_taken_for_the_photo(tmp_path, picture):
+    picture.save(tmp_path / "a.nef", "TIFF")
+    picture.save(tmp_path / "named.tif", tiffinfo={50706: b"\1\4\0\0"})
+    for name, reason in (("a.nef", "Nikon raw"), ("named.tif", "DNG raw")):
+        with pytest.raises(UnreadableImageError, match=rf"{name}: is {reason}"):
+            load_photo(tmp_path / name)
+
+
+def test_what_only_has_the_name_of_such_a_format_is_read(tmp_path, picture):
+    picture.save(tmp_path / "a.heic", "PNG")
+    assert load_photo(tmp_path / "a.heic").image.tobytes() == picture.tobytes()
+
+
+def png_header(width, height):
+    """A PNG that ends where its pixels should begin."""
+    content = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + content
+        + struct.pack(">I", zlib.crc32(content))
+        + b"\0\0\0\x0aIDAT"
+    )
+
+
+def test_large_photos_are_read_and_absurd_ones_refused(tmp_path):
+    # warnings are errors in these tests: Pillow's of a decompression bomb, too
+    Image.new("1", (12000, 12000)).save(tmp_path / "large.png")
+    with Image.open(tmp_path / "large.png") as image:
+        assert image.size == (12000, 12000)
+    (tmp_path / "absurd.png").write_bytes(png_header(30000, 30000))
+    with pytest.raises(UnreadableImageError, match="exceeds limit"):
+        load_photo(tmp_path / "absurd.png")
 
 
 def test_a_missing_file_is_not_called_unreadable(tmp_path):
