@@ -207,7 +207,7 @@ def deployable(network: nn.Module) -> nn.Module:
 
 def with_pixels(network: nn.Module, pixels: Pixels) -> nn.Module:
     """Put the conversion from and to 8-bit pictures around a network where it is asked for."""
-    return _OnPixels(network) if pixels == "uint8" else network
+    return _OnPixels(network).eval() if pixels == "uint8" else network
 
 
 def example_photos(pixels: Pixels, batch: int, size: int) -> Tensor:
