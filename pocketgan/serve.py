@@ -3,8 +3,10 @@
 import errno
 import functools
 import http.server
+import io
+import os
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import BinaryIO
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; connect-src 'self'; "
@@ -23,36 +25,37 @@ HEADERS = {
 }
 
 
+_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+    ".txt": "text/plain; charset=utf-8",
+    ".wasm": "application/wasm",  # else it is not compiled while it loads
+}
+
+
 class _PageHandler(http.server.SimpleHTTPRequestHandler):
     """Files of one folder, which are never listed."""
 
     protocol_version = "HTTP/1.1"  # one connection for all files
-    extensions_map: ClassVar[dict[str, str]] = {
-        ".css": "text/css; charset=utf-8",
-        ".html": "text/html; charset=utf-8",
-        ".js": "text/javascript; charset=utf-8",
-        ".json": "application/json",
-        ".mjs": "text/javascript; charset=utf-8",
-        ".png": "image/png",
-        ".svg": "image/svg+xml",
-        ".txt": "text/plain; charset=utf-8",
-        ".wasm": "application/wasm",  # else it is not compiled while it loads
-        "": "application/octet-stream",
-    }
 
-    def guess_type(self, path: str | Path) -> str:  # type: ignore[override]
+    def guess_type(self, path: str | os.PathLike[str]) -> str:
         """Know a type by our table alone: Python's also reads this machine's, which may be wrong."""
-        return self.extensions_map.get(Path(path).suffix.lower(), self.extensions_map[""])
+        return _TYPES.get(Path(path).suffix.lower(), "application/octet-stream")
 
-    def send_head(self) -> BinaryIO | None:  # type: ignore[override]
+    def send_head(self) -> io.BytesIO | BinaryIO | None:
         """Refuse what a link leads out of the folder to."""
         folder = Path(self.directory).resolve()
         if not Path(self.translate_path(self.path)).resolve().is_relative_to(folder):
             self.send_error(404)
             return None
-        return super().send_head()  # type: ignore[return-value]
+        return super().send_head()
 
-    def list_directory(self, path: object) -> None:
+    def list_directory(self, path: object) -> None:  # noqa: ARG002
         """Answer that there is nothing: a folder's files are found by their names alone."""
         self.send_error(404)
 

@@ -74,7 +74,9 @@ def _check(package: Path) -> None:
         FileNotFoundError: Files that the page needs are not in it.
         ValueError: It is another version.
     """
-    missing = [name for name in ("package.json", *(f"dist/{name}" for name in RUNTIME_FILES)) if not (package / name).is_file()]
+    missing = [
+        name for name in ("package.json", *(f"dist/{name}" for name in RUNTIME_FILES)) if not (package / name).is_file()
+    ]
     if missing:
         raise FileNotFoundError(
             f"{package} is not the npm package onnxruntime-web: it lacks {', '.join(missing)}; {_remedy()}"
@@ -95,7 +97,9 @@ def _fetch(package: Path) -> None:
     """
     npm = shutil.which("npm")
     if npm is None:
-        raise FileNotFoundError(f"the web page needs the npm package onnxruntime-web, and npm is not installed; {_remedy()}")
+        raise FileNotFoundError(
+            f"the web page needs the npm package onnxruntime-web, and npm is not installed; {_remedy()}"
+        )
     with explained_write_error(package):
         package.parent.mkdir(parents=True, exist_ok=True)
         made = TemporaryDirectory(prefix=".npm.", suffix=TEMPORARY_SUFFIX, dir=package.parent)
@@ -106,7 +110,9 @@ def _fetch(package: Path) -> None:
         try:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=FETCH_TIMEOUT_SECONDS)
         except subprocess.CalledProcessError as error:
-            raise RuntimeError(f"npm did not get onnxruntime-web: {error.stderr.strip()[-500:]}; {_remedy()}") from error
+            raise RuntimeError(
+                f"npm did not get onnxruntime-web: {error.stderr.strip()[-500:]}; {_remedy()}"
+            ) from error
         except subprocess.TimeoutExpired as error:
             raise RuntimeError(
                 f"npm did not get onnxruntime-web within {FETCH_TIMEOUT_SECONDS // 60} minutes; {_remedy()}"

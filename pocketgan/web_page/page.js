@@ -96,7 +96,7 @@ async function openModel() {
   for (const { name } of pack.concepts) {
     const button = document.createElement("button");
     button.type = "button";
-    button.textContent = name.replaceAll("_", " ");
+    button.textContent = label(name);
     button.value = name;
     button.onclick = () => {
       concept = name;
@@ -107,6 +107,11 @@ async function openModel() {
   offerSizes();
   concept = pack.concepts[0].name;
   await choose();
+}
+
+/** What a concept is called on the page. */
+function label(name) {
+  return name.replaceAll("_", " ");
 }
 
 function offerSizes() {
@@ -180,7 +185,7 @@ const refresh = oneAtATime(async () => {
     resultContext.drawImage(page.photo, 0, 0);
     return;
   }
-  const edited = { concept: readyConcept, name: source.name };
+  const edited = { concept: label(readyConcept), name: source.name };
   const { data } = photoContext.getImageData(0, 0, width, height);
   if (stream === null) page.stage.setAttribute("aria-busy", "true");
   const { pixels, milliseconds } = await ask("edit", { pixels: data.buffer, width, height }, [data.buffer]);
