@@ -89,7 +89,7 @@ async function openModel() {
   const asked = new URLSearchParams(location.search);
   const opened = await ask("open", {
     wantedBackend: asked.get("backend"),
-    wantedThreads: asked.has("threads") ? Number(asked.get("threads")) : null,
+    wantedThreads: Number(asked.get("threads")) || null,
   });
   pack = opened.pack;
   if (pack.title) page.title.textContent = document.title = pack.title;

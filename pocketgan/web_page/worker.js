@@ -26,8 +26,13 @@ async function answer({ id, method, values }) {
     const { result, transfer } = await METHODS[method](values);
     postMessage({ id, result }, transfer ?? []);
   } catch (error) {
-    postMessage({ id, problem: error.message });
+    postMessage({ id, problem: reason(error) });
   }
+}
+
+/** What an error says; the runtime throws bare numbers, too. */
+function reason(error) {
+  return error?.message ?? `error ${error}`;
 }
 
 /**
@@ -50,14 +55,18 @@ async function open({ wantedBackend, wantedThreads }) {
   // threads share memory, which browsers allow to pages that are isolated by COOP and COEP headers alone
   const cores = navigator.hardwareConcurrency ?? 1;
   threads = crossOriginIsolated ? (wantedThreads ?? Math.min(MOST_THREADS, cores)) : 1;
-  if (wantedBackend !== "wasm") fallback = await whyNoWebGpu();
+  if (wantedBackend !== "wasm") fallback = await whyNoWebGpu(wantedBackend === "webgpu");
   await loadRuntime(wantedBackend === "wasm" || fallback ? "wasm" : "webgpu");
   return { result: { pack } };
 }
 
-async function whyNoWebGpu() {
-  if (!navigator.gpu) return "This browser has no WebGPU, so the processor computes.";
-  if (!(await navigator.gpu.requestAdapter())) return "WebGPU finds no graphics card, so the processor computes.";
+/** Say why WebGPU is not used; null if it is. insists: even one that is computed in software, slower than WebAssembly. */
+async function whyNoWebGpu(insists) {
+  if (!navigator.gpu) return "This browser has no WebGPU here, so the processor computes.";
+  const adapter = await navigator.gpu.requestAdapter();
+  if (!adapter || (adapter.info?.isFallbackAdapter && !insists)) {
+    return "WebGPU finds no graphics card, so the processor computes.";
+  }
   return null;
 }
 
@@ -68,7 +77,6 @@ async function loadRuntime(name) {
     throw new Error(`${RUNTIMES[name]} could not be loaded (${error.message}); export the page anew.`);
   }
   ort.env.wasm.numThreads = threads;
-  ort.env.logLevel = "error";
   backend = name;
 }
 
@@ -120,8 +128,8 @@ async function choose({ concept, scale }) {
     // a graphics driver refuses a graph in its first run
     if (backend === "webgpu") await run(new Uint8Array(3 * pack.size ** 2), pack.size, pack.size);
   } catch (error) {
-    if (backend !== "webgpu") throw new Error(`The model does not start: ${error.message}`);
-    fallback = `WebGPU does not run this model (${error.message}), so the processor computes.`;
+    if (backend !== "webgpu") throw new Error(`The model does not start: ${reason(error)}`);
+    fallback = `WebGPU does not run this model (${reason(error)}), so the processor computes.`;
     session = undefined; // it belongs to the runtime that failed
     await loadRuntime("wasm");
     await makeSession(weights);
@@ -131,7 +139,8 @@ async function choose({ concept, scale }) {
 }
 
 async function makeSession(weights) {
-  const options = { executionProviders: [backend] };
+  // errors alone: WebGPU leaves arithmetic on shapes to the processor, and would warn of it
+  const options = { executionProviders: [backend], logSeverityLevel: 3 };
   if (weights) options.externalData = [{ path: pack.weights, data: weights }];
   const made = await ort.InferenceSession.create(graph, options);
   await session?.release();
@@ -214,7 +223,7 @@ async function edit({ pixels, width, height }) {
   try {
     given = await run(taken, paddedWidth, paddedHeight);
   } catch (error) {
-    throw new Error(`The model fails at ${paddedWidth} × ${paddedHeight} pixels (${error.message}); choose a smaller size.`);
+    throw new Error(`The model fails at ${paddedWidth} × ${paddedHeight} pixels (${reason(error)}); choose a smaller size.`);
   }
   const milliseconds = performance.now() - started;
   for (let y = 0, to = 0; y < height; y++) {

@@ -134,11 +134,16 @@ def address(pack):
 
 
 @pytest.fixture(scope="module")
-def browser():
+def chromium():
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        yield browser
-        browser.close()
+        yield playwright.chromium
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    browser = chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+    yield browser
+    browser.close()
 
 
 @pytest.fixture
@@ -470,6 +475,43 @@ def test_a_server_without_the_headers_gives_one_thread(open_tab, address, photo,
         "#note"
     )
     edit_photo(tab, photo)
+
+
+@in_browser
+def test_where_webgpu_fails_the_processor_computes(open_tab, pack, photo, tmp_path):
+    folder = Path(shutil.copytree(pack, tmp_path / "page"))
+    stand_in = """const adapter = {
+        info: {}, limits: {}, features: new Set(), requestDevice: async () => { throw new Error("device lost"); },
+    };
+    Object.defineProperty(navigator, "gpu", { value: { requestAdapter: async () => adapter } });
+    """
+    (folder / "worker.js").write_text(stand_in + (folder / "worker.js").read_text())
+    with served(folder) as address:
+        tab = open_tab(address, expect_errors=True)
+        assert re.search(r"WebGPU does not run this model \(.+\), so the processor computes", tab.inner_text("#note"))
+        assert tab.inner_text("#backend").startswith("WebAssembly")
+        edit_photo(tab, photo)
+    assert any(url.endswith("ort.webgpu.min.mjs") for url in tab.requested)
+
+
+@in_browser
+@pytest.mark.slow
+def test_webgpu_in_software_equals_python(chromium, address, model, photo):
+    """Chromium's SwiftShader stands in for a graphics card."""
+    options = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan"]
+    options += [*(option for option in OPTIONS if option != "--disable-gpu"), "--ignore-gpu-blocklist"]
+    browser = chromium.launch(executable_path=CHROMIUM, args=[*options, "--use-vulkan=swiftshader"])
+    tab = browser.new_page()
+    tab.set_default_timeout(PATIENCE_MS)
+    tab.goto(f"{address}/?backend=webgpu")
+    expect(tab.locator("#status")).to_contain_text("Ready", timeout=5 * PATIENCE_MS)
+    assert tab.inner_text("#backend") == "WebGPU"
+    edit_photo(tab, photo)
+    assert psnr_db(pixels_of(tab), python_edit(model, photo)) > 35
+    tab.goto(address)
+    expect(tab.locator("#status")).to_contain_text("Ready", timeout=PATIENCE_MS)
+    assert tab.inner_text("#backend").startswith("WebAssembly"), "software that is slower than WebAssembly"
+    browser.close()
 
 
 @in_browser
