@@ -24,6 +24,7 @@ from pocketgan.commands import (
     report,
     select_concepts,
     select_photos,
+    serve,
     sweep,
 )
 
@@ -278,6 +279,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
     "select concepts": select_concepts,
     "select photos": select_photos,
+    "serve": serve,
     "sweep": sweep,
 }
 

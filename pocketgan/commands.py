@@ -370,6 +370,24 @@ def report(runs: list[Path], out: Path = Path("report.html")) -> None:
     print(f"{out}: {out.stat().st_size / 1024:.0f} KiB, open it in a browser; it needs no other file")
 
 
+def serve(folder: Path, port: int = 8000, host: str = "127.0.0.1") -> None:
+    """Show a page that ``export --target web`` wrote, until Ctrl-C.
+
+    Args:
+        folder: Holds index.html.
+        port: To listen on; 0 takes a free one.
+        host: Address to listen on; 0.0.0.0 lets other devices in, to which browsers give no camera over plain http.
+    """
+    from pocketgan.serve import page_server
+
+    with page_server(folder, port, host) as server:
+        print(f"{folder} is shown at http://{host}:{server.server_port}/ until Ctrl-C", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print("stopped")
+
+
 def sweep(
     file: Path,
     local: bool = False,

@@ -2,7 +2,6 @@
 
 import copy
 import importlib
-import itertools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +11,8 @@ from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from pocketgan.exporters.rewrites import fold_batch_norms
 
 Precision = Literal["fp32", "fp16", "int8"]
 Pixels = Literal["float32", "uint8"]
@@ -209,11 +209,7 @@ class _OnPixels(nn.Module):
 def deployable(network: nn.Module) -> nn.Module:
     """Copy a network to float32 on the CPU, in eval mode, with its batch norms folded into the convolutions before."""
     copied = copy.deepcopy(network).cpu().float().eval()
-    for module in copied.modules():
-        if isinstance(module, nn.Sequential):
-            for place, (layer, norm) in enumerate(itertools.pairwise(module)):
-                if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                    module[place], module[place + 1] = fuse_conv_bn_eval(layer, norm), nn.Identity()
+    fold_batch_norms(copied)
     return copied
 
 

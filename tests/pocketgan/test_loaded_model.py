@@ -66,7 +66,9 @@ def test_what_is_refused(models, photo, tmp_path):
         pocketgan.load(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="is not a run folder"):
         pocketgan.load(tmp_path)
-    with pytest.raises(ValueError, match="is exported, and exported models run on the CPU; load its run for device cuda"):
+    with pytest.raises(
+        ValueError, match="is exported, and exported models run on the CPU; load its run for device cuda"
+    ):
         pocketgan.load(models["file"], device="cuda")
     with pytest.raises(ValueError, match=r"strength is 1.5; give a share from 0, the photo, to 1"):
         pocketgan.load(models["file"]).edit(photo, strength=1.5)

@@ -1,0 +1,405 @@
+// The page: takes photos from files, the clipboard and the camera, shows the model's edits of them.
+//
+// The model is in worker.js. `?backend=wasm` or `webgpu` and `?threads=N` in the address choose what computes.
+
+const SIZES = [128, 256, 384, 512, 768]; // pixels of the longer side
+const ORIGINAL_LIMIT = 1024; // beyond it, a browser's memory does not do
+const SMALLEST_SIDE = 32; // as for `pocketgan edit`
+const FRAMES_MEASURED = 10;
+const CAMERA_PROBLEMS = {
+  NotAllowedError: "The camera may not be used: allow it in the browser's settings for this site, then start it again.",
+  NotFoundError: "No camera was found on this device.",
+  NotReadableError: "The camera is in use by another program; close that one, then start it again.",
+  OverconstrainedError: "The chosen camera is no longer there; start again.",
+};
+
+const page = new Proxy({}, { get: (_, id) => document.getElementById(id) });
+const photoContext = page.photo.getContext("2d", { willReadFrequently: true });
+const resultContext = page.result.getContext("2d");
+const editCanvas = document.createElement("canvas");
+const editContext = editCanvas.getContext("2d");
+
+let pack = null; // until the model is open
+let concept = null; // the chosen one's name
+let readyConcept = null; // the one that the model computes
+let isReady = false; // to edit
+let source = null; // {picture, width, height, name}: an ImageBitmap, or the camera's video element
+let stream = null; // the camera's, while it is live
+let hasEdit = false;
+
+// ---------------------------------------------------------------- the worker
+const worker = new Worker("worker.js", { type: "module" });
+const waiting = new Map();
+
+worker.onmessage = ({ data: { id, result, problem } }) => {
+  const { resolve, reject } = waiting.get(id);
+  waiting.delete(id);
+  if (problem === undefined) resolve(result);
+  else reject(new Error(problem));
+};
+worker.onerror = (event) => report(new Error(`The page's worker does not start: ${event.message ?? "no reason given"}`));
+
+function ask(method, values, transfer = []) {
+  const id = crypto.getRandomValues(new Uint32Array(1))[0];
+  return new Promise((resolve, reject) => {
+    waiting.set(id, { resolve, reject });
+    worker.postMessage({ id, method, values }, transfer);
+  });
+}
+
+/** Make a function that works one at a time; calls meanwhile lead to one more time, with the settings of then. */
+function oneAtATime(work) {
+  let working = null;
+  let again = false;
+  return () => {
+    again = true;
+    working ??= (async () => {
+      while (again) {
+        again = false;
+        await work().catch(report);
+      }
+      working = null;
+    })();
+    return working;
+  };
+}
+
+// ---------------------------------------------------------------- what is said
+function say(text) {
+  // a live region is read out at each change
+  if (page.status.textContent !== text) page.status.textContent = text;
+}
+
+function report(error) {
+  // a frame of the camera may fail as the one before did
+  if (page.problem.hidden || page.problem.textContent !== error.message) page.problem.textContent = error.message;
+  page.problem.hidden = false;
+  page.stage.setAttribute("aria-busy", "false");
+  if (!isReady) say("");
+}
+
+/** Take the message away, but not the one that says why there is no model. */
+function forgetProblem() {
+  if (isReady) page.problem.hidden = true;
+}
+
+// ---------------------------------------------------------------- the model
+async function openModel() {
+  say("Loading the model.");
+  const asked = new URLSearchParams(location.search);
+  const opened = await ask("open", {
+    wantedBackend: asked.get("backend"),
+    wantedThreads: Number(asked.get("threads")) || null,
+  });
+  pack = opened.pack;
+  if (pack.title) page.title.textContent = document.title = pack.title;
+  for (const { name } of pack.concepts) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = label(name);
+    button.value = name;
+    button.onclick = () => {
+      concept = name;
+      choose();
+    };
+    page.concepts.append(button);
+  }
+  offerSizes();
+  concept = pack.concepts[0].name;
+  await choose();
+}
+
+/** What a concept is called on the page. */
+function label(name) {
+  return name.replaceAll("_", " ");
+}
+
+function offerSizes() {
+  const fitting = SIZES.concat(pack.size).filter((size) => size % pack.size_divisor === 0);
+  const sizes = pack.dynamic_size ? [...new Set(fitting)].sort((one, other) => one - other) : [pack.size];
+  const ofTraining = pack.dynamic_size ? Math.max(pack.size, 256) : pack.size;
+  for (const size of sizes) {
+    page.size.append(new Option(`${size} px`, size, size === ofTraining, size === ofTraining));
+  }
+  if (pack.dynamic_size) page.size.append(new Option(`Original, up to ${ORIGINAL_LIMIT} px`, ORIGINAL_LIMIT));
+  page.size.disabled = sizes.length === 1;
+}
+
+/** Show which concept is chosen. */
+function press(name) {
+  for (const button of page.concepts.children) button.setAttribute("aria-pressed", button.value === name);
+  const { prompt } = pack.concepts.find((each) => each.name === name);
+  page.prompt.textContent = prompt;
+  page.prompt.hidden = !prompt || prompt === name;
+}
+
+const choose = oneAtATime(async () => {
+  forgetProblem();
+  press(concept);
+  page.stage.setAttribute("aria-busy", "true");
+  const chosen = concept;
+  let made;
+  try {
+    made = await ask("choose", { concept: chosen, scale: page.scale.valueAsNumber });
+  } catch (error) {
+    // the model still computes the one before
+    if (readyConcept !== null) press((concept = readyConcept));
+    throw error;
+  }
+  page.scale_field.hidden = !made.scalable;
+  page.backend.textContent =
+    made.backend === "webgpu" ? "WebGPU" : `WebAssembly, ${made.threads} ${made.threads === 1 ? "thread" : "threads"}`;
+  const notes = made.fallback ? [made.fallback] : [];
+  if (!made.isolated && made.backend === "wasm") {
+    notes.push(
+      "It computes on one thread, because the server does not send the COOP and COEP headers that more need; " +
+        "“pocketgan serve” does.",
+    );
+  }
+  page.note.textContent = notes.join(" ");
+  page.note.hidden = notes.length === 0;
+  page.stage.setAttribute("aria-busy", "false");
+  page.problem.hidden = true;
+  readyConcept = chosen;
+  isReady = true;
+  if (source === null) say("Ready. Choose a photo, or start the camera.");
+  else if (stream === null) await refresh();
+});
+
+// ---------------------------------------------------------------- photo to edit
+const refresh = oneAtATime(async () => {
+  if (source === null) return;
+  const [width, height] = editedSize(source);
+  const isOtherSize = page.photo.width !== width || page.photo.height !== height;
+  if (isOtherSize || !hasEdit) {
+    for (const canvas of [page.photo, page.result, editCanvas]) [canvas.width, canvas.height] = [width, height];
+    page.frame.style.setProperty("--aspect", width / height);
+  }
+  photoContext.imageSmoothingQuality = "high";
+  photoContext.fillStyle = "white"; // under transparent parts, as `pocketgan edit` does
+  photoContext.fillRect(0, 0, width, height);
+  photoContext.drawImage(source.picture, 0, 0, width, height);
+  page.frame.hidden = false;
+  page.hint.hidden = true;
+  if (!isReady) {
+    resultContext.drawImage(page.photo, 0, 0);
+    return;
+  }
+  const edited = { concept: label(readyConcept), name: source.name };
+  const { data } = photoContext.getImageData(0, 0, width, height);
+  if (stream === null) page.stage.setAttribute("aria-busy", "true");
+  const { pixels, milliseconds } = await ask("edit", { pixels: data.buffer, width, height }, [data.buffer]);
+  editContext.putImageData(new ImageData(new Uint8ClampedArray(pixels), width, height), 0, 0);
+  hasEdit = true;
+  blend();
+  page.milliseconds.textContent = `${milliseconds < 100 ? milliseconds.toFixed(1) : Math.round(milliseconds)} ms`;
+  page.edited_size.textContent = `${width} × ${height} px`;
+  page.result.setAttribute("aria-label", `After: ${edited.name}, edited as ${edited.concept}`);
+  page.download.disabled = false;
+  page.stage.setAttribute("aria-busy", "false");
+  say(stream === null ? `${edited.name} edited as ${edited.concept}.` : `The camera is live, edited as ${edited.concept}.`);
+});
+
+/** Width and height of a picture whose longer side is as chosen; it is never enlarged to "original". */
+function editedSize({ width, height }) {
+  const wanted = pack === null ? ORIGINAL_LIMIT : Number(page.size.value);
+  const longer = Math.max(width, height);
+  const factor = (wanted === ORIGINAL_LIMIT ? Math.min(wanted, longer) : wanted) / longer;
+  return [width, height].map((length) => Math.max(1, Math.round(length * factor)));
+}
+
+/** Mix the photo and its edit by the strength. */
+function blend() {
+  if (!hasEdit) return;
+  resultContext.globalAlpha = 1;
+  resultContext.drawImage(page.photo, 0, 0);
+  resultContext.globalAlpha = page.strength.valueAsNumber / 100;
+  resultContext.drawImage(editCanvas, 0, 0);
+}
+
+// ---------------------------------------------------------------- photos
+async function takePhoto(file) {
+  forgetProblem();
+  const name = file.name || "The photo";
+  try {
+    const picture = await readPicture(file, name);
+    stopCamera();
+    source?.picture.close?.();
+    source = { picture, width: picture.width, height: picture.height, name };
+    hasEdit = false;
+    if (pack === null && page.problem.hidden) say("The model is still loading.");
+    await refresh();
+  } catch (error) {
+    report(error);
+  }
+}
+
+async function readPicture(file, name) {
+  let picture;
+  try {
+    picture = await createImageBitmap(file); // upright and in sRGB
+  } catch {
+    const head = new TextDecoder("latin1").decode(await file.slice(0, 32).arrayBuffer());
+    const remedy = /ftyp(heic|heix|hevc|mif1|msf1)/.test(head)
+      ? "It is a HEIC photo, which few browsers but Safari read; save it as JPEG first."
+      : "Use JPEG, PNG, WebP or AVIF.";
+    throw new Error(`${name} cannot be read as a picture by this browser. ${remedy}`);
+  }
+  const { width, height } = picture;
+  if (Math.min(width, height) < SMALLEST_SIDE) {
+    throw new Error(`${name} is ${width} × ${height} pixels; both sides must be at least ${SMALLEST_SIDE}.`);
+  }
+  const factor = ORIGINAL_LIMIT / Math.max(width, height);
+  if (factor >= 1) return picture;
+  // a camera's photo takes 100 MB or more
+  const smaller = await createImageBitmap(picture, {
+    resizeWidth: Math.max(1, Math.round(width * factor)),
+    resizeHeight: Math.max(1, Math.round(height * factor)),
+    resizeQuality: "high",
+  });
+  picture.close();
+  return smaller;
+}
+
+page.choose.onclick = () => page.file.click();
+page.file.onchange = () => {
+  if (page.file.files.length) takePhoto(page.file.files[0]);
+  page.file.value = ""; // choosing the same file again is a change, too
+};
+document.addEventListener("paste", (event) => {
+  const [file] = event.clipboardData.files;
+  if (file) takePhoto(file);
+});
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  page.stage.classList.add("receives");
+});
+for (const kind of ["dragleave", "drop"]) {
+  document.addEventListener(kind, () => page.stage.classList.remove("receives"));
+}
+document.addEventListener("drop", (event) => {
+  event.preventDefault(); // or the browser would leave the page for the picture
+  const [file] = event.dataTransfer.files;
+  if (file) takePhoto(file);
+  else report(new Error("What was dropped is no file; save the picture first, or copy and paste it."));
+});
+
+page.download.onclick = () => {
+  const name = source.name.replace(/\.[^.]*$/, "").replaceAll(" ", "_");
+  page.result.toBlob((blob) => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(blob);
+    link.download = `${name}_${concept}.png`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000); // not before the browser has taken it
+  }, "image/png");
+};
+
+// ---------------------------------------------------------------- the camera
+async function startCamera(deviceId = null) {
+  forgetProblem();
+  if (!navigator.mediaDevices?.getUserMedia) {
+    report(new Error("This browser gives no camera to this page; open it by https, or on this machine as localhost."));
+    return;
+  }
+  stopCamera();
+  const which = deviceId === null ? { facingMode: "environment" } : { deviceId: { exact: deviceId } };
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ video: { ...which, width: { ideal: 640 } } });
+    const video = document.createElement("video");
+    [video.srcObject, video.muted, video.playsInline] = [stream, true, true];
+    await video.play();
+    source?.picture.close?.();
+    source = { picture: video, width: video.videoWidth, height: video.videoHeight, name: "Camera" };
+  } catch (error) {
+    stopCamera();
+    report(new Error(CAMERA_PROBLEMS[error.name] ?? `The camera does not start: ${error.message}`));
+    return;
+  }
+  hasEdit = false;
+  page.camera.textContent = "Stop camera";
+  stream.getVideoTracks()[0].onended = () => {
+    stopCamera();
+    report(new Error("The camera was taken away; start it again."));
+  };
+  await offerDevices();
+  showFrames(stream);
+}
+
+/** List the cameras; browsers name them only once one is allowed. */
+async function offerDevices() {
+  const devices = (await navigator.mediaDevices.enumerateDevices()).filter(({ kind }) => kind === "videoinput");
+  const current = stream?.getVideoTracks()[0].getSettings().deviceId;
+  page.device.replaceChildren(
+    ...devices.map(({ deviceId, label }, index) => {
+      const isCurrent = deviceId === current;
+      return new Option(label || `Camera ${index + 1}`, deviceId, isCurrent, isCurrent);
+    }),
+  );
+  page.device_field.hidden = devices.length < 2;
+}
+
+/** Edit frame after frame until this stream is stopped; a tab in the background rests. */
+async function showFrames(shownStream) {
+  const ends = [];
+  while (stream === shownStream) {
+    await new Promise(requestAnimationFrame);
+    if (stream !== shownStream) return;
+    const video = source.picture;
+    [source.width, source.height] = [video.videoWidth, video.videoHeight]; // a phone may be turned
+    await refresh();
+    ends.push(performance.now());
+    if (ends.length > FRAMES_MEASURED) ends.shift();
+    if (isReady && ends.length > 1 && stream === shownStream) {
+      page.frames.textContent = ((1000 * (ends.length - 1)) / (ends.at(-1) - ends[0])).toFixed(1);
+    }
+  }
+}
+
+/** Stop it; the last frame stays as a photo would. */
+function stopCamera() {
+  if (stream === null) return;
+  for (const track of stream.getTracks()) track.stop();
+  stream = null;
+  page.camera.textContent = "Start camera";
+  page.device_field.hidden = true;
+  page.frames.textContent = "–";
+}
+
+page.camera.onclick = async () => {
+  if (stream === null) {
+    await startCamera();
+    return;
+  }
+  // a frame, so that concept, size and strength still act on it
+  const { picture: video, name } = source;
+  const picture = await createImageBitmap(video);
+  stopCamera();
+  source = { picture, width: picture.width, height: picture.height, name };
+  await refresh();
+  say("The camera is off.");
+};
+page.device.onchange = () => startCamera(page.device.value);
+
+// ---------------------------------------------------------------- sliders
+page.cut.oninput = () => {
+  const percent = page.cut.value;
+  page.frame.style.setProperty("--cut", `${percent}%`);
+  page.cut.setAttribute("aria-valuetext", `${percent} % before, ${100 - percent} % after`);
+};
+page.strength.oninput = () => {
+  page.strength_shown.textContent = `${page.strength.value} %`;
+  page.strength.setAttribute("aria-valuetext", `${page.strength.value} %`);
+  blend();
+};
+page.scale.oninput = () => {
+  page.scale_shown.textContent = page.scale.valueAsNumber.toFixed(2);
+  if (isReady) choose();
+};
+page.size.onchange = () => {
+  forgetProblem();
+  refresh();
+};
+for (const slider of [page.cut, page.strength]) slider.oninput();
+
+openModel().catch(report);

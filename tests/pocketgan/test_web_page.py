@@ -1,0 +1,690 @@
+"""The page of `export --target web` in a browser, its files and the server.
+
+``POCKETGAN_SCREENSHOT=docs/images/web_page.png POCKETGAN_SCREENSHOT_PAGE=FOLDER pytest -n 0
+tests/pocketgan/test_web_page.py -k screenshot`` writes the README's picture of an exported page.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+from web_pack import changeable, edit_in_python, weight_of, write_pack
+
+from pocketgan import web_page_files
+from pocketgan.cli import main
+from pocketgan.exporters import ExportOptions, OnnxExporter
+from pocketgan.networks import E2GANGenerator, GroupNorm
+from pocketgan.serve import HEADERS, page_server
+from pocketgan.web_page_files import PAGE_FILES, RUNTIME_FILES, RUNTIME_VERSION, find_runtime, write_web_page
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-sync",
+    "--use-fake-device-for-media-stream",
+]
+WIDTH, HEIGHT = 128, 92  # the height is no multiple of 8
+PATIENCE_MS = 60_000
+
+
+def runtime_at_hand():
+    """The package, found without npm; None where it is not there."""
+    before, web_page_files._fetch = web_page_files._fetch, lambda package: None
+    try:
+        return find_runtime()
+    except FileNotFoundError:
+        return None
+    finally:
+        web_page_files._fetch = before
+
+
+RUNTIME = runtime_at_hand()
+needs_runtime = pytest.mark.skipif(RUNTIME is None, reason="no onnxruntime-web on this machine")
+in_browser = pytest.mark.skipif(
+    CHROMIUM is None or RUNTIME is None, reason="no Chromium or no onnxruntime-web on this machine"
+)
+
+
+def random_model(folder, dynamic_size=True):
+    torch.manual_seed(0)
+    generator = E2GANGenerator(width=8, token_size=16, norm=GroupNorm()).eval()
+    for module in generator.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            torch.nn.init.normal_(module.weight, 1, 0.3)
+    network = generator.fold_prompt(torch.randn(1, 3, 16))
+    options = ExportOptions(pixels="uint8", dynamic_size=dynamic_size)
+    OnnxExporter().export(network, folder / "model.onnx", {}, 64, 8, options)
+    return onnx.load(folder / "model.onnx")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return random_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def adapters(model):
+    """Three concepts: the base, one by low rank, one by a whole weight and a low-rank one."""
+    first, second = changeable(model)
+    random = np.random.default_rng(0)
+
+    def low_rank(name, rank=2):
+        weight = weight_of(model, name)
+        outputs, inputs = weight.shape[0], weight[0].size
+        spread = weight.std() * 2
+        down, up = random.normal(0, 1, (rank, inputs)), random.normal(0, spread, (outputs, rank))
+        return {f"{name}.lora_A": down.astype("f4"), f"{name}.lora_B": up.astype("f4")}
+
+    whole = (-weight_of(model, first)).astype("f4")
+    return {"plain": None, "low_rank": low_rank(first), "mixed_up": {first: whole, **low_rank(second)}}
+
+
+@pytest.fixture(scope="module")
+def pack(model, adapters, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    prompts = {"low_rank": "as if painted in a hurry"}
+    write_pack(folder, model, adapters, changeable(model), prompts)
+    write_web_page(folder, RUNTIME)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    picture = Image.fromarray(skimage.data.chelsea()).crop((60, 0, 60 + 2 * WIDTH, 2 * HEIGHT)).resize((WIDTH, HEIGHT))
+    path = tmp_path_factory.mktemp("photo") / "my cat.png"
+    picture.save(path)
+    return path
+
+
+@contextmanager
+def served(folder):
+    with page_server(folder, 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def address(pack):
+    with served(pack) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with sync_playwright() as playwright:
+        yield playwright.chromium
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    browser = chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def open_tab(browser):
+    """A function that opens a page; at the end it must have said no error and asked no other host."""
+    contexts, errors, foreign = [], [], []
+
+    def open_tab(address, *, expect_errors=False, ready=True, **options):
+        context = browser.new_context(**{"viewport": {"width": 1100, "height": 800}, **options})
+        contexts.append(context)
+        tab = context.new_page()
+        tab.requested = []
+        tab.set_default_timeout(PATIENCE_MS)
+
+        def note(request):
+            tab.requested.append(request.url)
+            if not request.url.startswith((address.split("/?")[0], "blob:http://127.0.0.1", "data:")):
+                foreign.append(request.url)
+
+        # the context, since workers' requests are not the page's
+        context.on("request", note)
+        if not expect_errors:
+            tab.on("pageerror", lambda error: errors.append(str(error)))
+            tab.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+        tab.goto(address)
+        if ready:
+            expect(tab.locator("#status")).to_contain_text("Ready", timeout=PATIENCE_MS)
+        return tab
+
+    yield open_tab
+    for context in contexts:
+        context.close()
+    assert errors == []
+    assert foreign == []
+
+
+def edit_photo(tab, photo, concept="plain", size="128"):
+    tab.get_by_label("Size").select_option(size)
+    tab.get_by_label("Photo", exact=True).set_input_files(photo)
+    expect_edited(tab, concept)
+
+
+def expect_edited(tab, concept, name="my cat.png"):
+    expect(tab.locator("#status")).to_have_text(f"{name} edited as {concept}.", timeout=PATIENCE_MS)
+
+
+def pixels_of(tab, canvas="result"):
+    """What a canvas shows, (H, W, 3)."""
+    data, width, height = tab.evaluate(
+        """id => {
+            const canvas = document.getElementById(id);
+            const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            return [Array.from(data), canvas.width, canvas.height];
+        }""",
+        canvas,
+    )
+    rgba = np.array(data, dtype=np.uint8).reshape(height, width, 4)
+    assert (rgba[..., 3] == 255).all()
+    return rgba[..., :3]
+
+
+def psnr_db(one, other):
+    mean_square = np.square(one.astype(float) - other).mean()
+    return np.inf if mean_square == 0 else 10 * np.log10(255**2 / mean_square)
+
+
+def python_edit(model, photo, replaced=None):
+    values = np.asarray(Image.open(photo).convert("RGB"))
+    padded = np.pad(values, ((0, -HEIGHT % 8), (0, -WIDTH % 8), (0, 0)), mode="edge")
+    return edit_in_python(model, padded, replaced)[:HEIGHT, :WIDTH]
+
+
+def changed_weights(model, arrays, scale):
+    replaced = {name: values for name, values in arrays.items() if ".lora_" not in name}
+    for name, down in arrays.items():
+        if name.endswith(".lora_A"):
+            target = name.removesuffix(".lora_A")
+            weight = weight_of(model, target)
+            replaced[target] = weight + (scale * arrays[f"{target}.lora_B"] @ down).reshape(weight.shape)
+    return {name: np.ascontiguousarray(values, dtype="f4") for name, values in replaced.items()}
+
+
+@in_browser
+def test_a_photo_is_edited_as_in_python(open_tab, address, model, photo, tmp_path):
+    tab = open_tab(address)
+    edit_photo(tab, photo)
+    original = np.asarray(Image.open(photo))
+    expected = python_edit(model, photo)
+    assert np.array_equal(pixels_of(tab, "photo"), original)
+    assert psnr_db(pixels_of(tab), expected) > 35
+    assert psnr_db(pixels_of(tab), original) < 20, "the edit is the photo"
+
+    assert re.fullmatch(r"[\d.]+ ms", tab.inner_text("#milliseconds"))
+    assert tab.inner_text("#edited_size") == f"{WIDTH} × {HEIGHT} px"
+    threads = min(4, os.cpu_count())
+    assert tab.inner_text("#backend") == f"WebAssembly, {threads} thread{'s' if threads > 1 else ''}"
+    assert "WebGPU" in tab.inner_text("#note")
+    assert "never leave this device" in tab.inner_text("header")
+
+    with tab.expect_download() as download:
+        tab.get_by_role("button", name="Download PNG").click()
+    assert download.value.suggested_filename == "my_cat_plain.png"
+    download.value.save_as(tmp_path / "saved.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "saved.png").convert("RGB")), pixels_of(tab))
+
+
+@in_browser
+def test_strength_mixes_photo_and_edit_without_a_new_edit(open_tab, address, model, photo):
+    tab = open_tab(address)
+    edit_photo(tab, photo)
+    edited, original = pixels_of(tab), np.asarray(Image.open(photo))
+    took = tab.inner_text("#milliseconds")
+    strength = tab.get_by_label("Strength")
+    strength.fill("0")
+    assert np.array_equal(pixels_of(tab), original)
+    strength.fill("50")
+    half = (edited.astype(float) + original) / 2
+    assert np.abs(pixels_of(tab) - half).max() <= 1.5
+    strength.fill("100")
+    assert np.array_equal(pixels_of(tab), edited)
+    assert tab.inner_text("#milliseconds") == took
+
+
+@in_browser
+def test_concepts_change_without_the_base_anew(open_tab, address, model, adapters, photo):
+    tab = open_tab(address)
+    edit_photo(tab, photo)
+    assert not tab.get_by_label("Adapter scale").is_visible()
+    plain = pixels_of(tab)
+    for name, label in (("low_rank", "low rank"), ("mixed_up", "mixed up"), ("low_rank", "low rank")):
+        tab.get_by_role("button", name=label).click()
+        expect_edited(tab, label)
+        expected = python_edit(model, photo, changed_weights(model, adapters[name], 1))
+        assert psnr_db(pixels_of(tab), expected) > 35
+        assert psnr_db(plain, expected) < 30, "the concept changes nothing"
+        expect(tab.get_by_role("button", name=label)).to_have_attribute("aria-pressed", "true")
+    assert tab.locator("#prompt").inner_text() == "as if painted in a hurry"
+
+    scale = tab.get_by_label("Adapter scale")
+    for value in ("0", "1.5"):
+        tab.evaluate("document.getElementById('status').textContent = ''")
+        scale.fill(value)
+        expect_edited(tab, "low rank")
+        expected = python_edit(model, photo, changed_weights(model, adapters["low_rank"], float(value)))
+        assert psnr_db(pixels_of(tab), expected) > 35
+    tab.get_by_role("button", name="plain").click()
+    expect_edited(tab, "plain")
+    assert np.array_equal(pixels_of(tab), plain)
+
+    names = [url.rpartition("/")[2] for url in tab.requested]
+    fetched_once = ["pack.json", "model.onnx", "base.weights", "low_rank.safetensors", "mixed_up.safetensors"]
+    assert [names.count(name) for name in fetched_once] == [1] * 5
+    assert (
+        {"ort.wasm.min.mjs", "ort-wasm-simd-threaded.wasm"}
+        <= {*names}
+        <= {"", *PAGE_FILES, *RUNTIME_FILES, *fetched_once}
+    )
+
+
+@in_browser
+def test_the_camera_is_edited_live(open_tab, address):
+    tab = open_tab(address, permissions=["camera"])
+    tab.get_by_label("Size").select_option("128")
+    tab.get_by_role("button", name="Start camera").click()
+    expect(tab.locator("#frames")).to_have_text(re.compile(r"^\d+\.\d$"), timeout=PATIENCE_MS)
+    assert tab.inner_text("#status") == "The camera is live, edited as plain."
+    photo, edit = pixels_of(tab, "photo"), pixels_of(tab)
+    assert edit.shape == (96, 128, 3)
+    assert photo.std() > 10, "Chromium's fake camera shows a green screen with a clock"
+    tab.get_by_role("button", name="low rank").click()
+    expect(tab.locator("#status")).to_have_text("The camera is live, edited as low rank.", timeout=PATIENCE_MS)
+
+    tab.get_by_role("button", name="Stop camera").click()
+    expect(tab.locator("#status")).to_have_text("The camera is off.")
+    assert tab.inner_text("#frames") == "–"
+    assert psnr_db(pixels_of(tab, "photo"), pixels_of(tab)) < 20, "the last frame stays, edited"
+
+
+@in_browser
+def test_a_refused_camera_and_none_at_all(open_tab, address):
+    tab = open_tab(address, ready=False)
+    tab.get_by_role("button", name="Start camera").click()
+    expect(tab.get_by_role("alert")).to_contain_text("may not be used: allow it in the browser's settings")
+    tab.evaluate("Object.defineProperty(navigator, 'mediaDevices', { value: undefined })")
+    tab.get_by_role("button", name="Start camera").click()
+    expect(tab.get_by_role("alert")).to_contain_text("open it by https, or on this machine as localhost")
+    assert tab.get_by_role("button", name="Start camera").is_visible()
+
+
+@in_browser
+def test_photos_are_dropped_and_pasted(open_tab, address, photo):
+    tab = open_tab(address)
+    tab.get_by_label("Size").select_option("128")
+    give = """([bytes, kind, name]) => {
+        const data = new DataTransfer();
+        data.items.add(new File([new Uint8Array(bytes)], name, { type: "image/png" }));
+        const event = kind === "paste" ? new ClipboardEvent(kind, { clipboardData: data, bubbles: true })
+                                       : new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true });
+        document.body.dispatchEvent(event);
+    }"""
+    for kind in ("drop", "paste"):
+        tab.evaluate(give, [list(photo.read_bytes()), kind, f"{kind}.png"])
+        expect_edited(tab, "plain", name=f"{kind}.png")
+        assert np.array_equal(pixels_of(tab, "photo"), np.asarray(Image.open(photo)))
+
+
+@in_browser
+def test_what_is_no_photo_is_refused_and_a_photo_still_goes(open_tab, address, photo, tmp_path):
+    tab = open_tab(address)
+    heic, text, tiny, large = (tmp_path / name for name in ("phone.heic", "notes.png", "tiny.png", "large.jpg"))
+    heic.write_bytes(b"\0\0\0\x18ftypheic" + bytes(500))
+    text.write_bytes(b"no picture")
+    Image.new("RGB", (10, 40)).save(tiny)
+    for path, message in (
+        (heic, "phone.heic cannot be read as a picture by this browser. It is a HEIC photo"),
+        (text, "notes.png cannot be read as a picture by this browser. Use JPEG, PNG, WebP or AVIF."),
+        (tiny, "tiny.png is 10 × 40 pixels; both sides must be at least 32."),
+    ):
+        tab.get_by_label("Photo", exact=True).set_input_files(path)
+        expect(tab.get_by_role("alert")).to_contain_text(message)
+    edit_photo(tab, photo)
+    assert not tab.get_by_role("alert").is_visible()
+
+    Image.linear_gradient("L").resize((3000, 600)).save(large)
+    tab.get_by_label("Photo", exact=True).set_input_files(large)
+    expect_edited(tab, "plain", name="large.jpg")
+    assert tab.inner_text("#edited_size") == "128 × 26 px"
+    tab.get_by_label("Size").select_option("Original, up to 1024 px")
+    expect(tab.locator("#edited_size")).to_have_text("1024 × 205 px", timeout=PATIENCE_MS)
+
+
+@in_browser
+def test_by_the_keyboard_alone(open_tab, address, photo):
+    tab = open_tab(address)
+    edit_photo(tab, photo)
+    tab.get_by_role("button", name="low rank").click()
+    expect_edited(tab, "low rank")
+    tab.locator("body").click(position={"x": 1, "y": 1})
+    reached = []
+    for _ in range(11):
+        tab.keyboard.press("Tab")
+        reached.append(tab.evaluate("document.activeElement.id || document.activeElement.innerText"))
+        if reached[-1] not in {"cut", "", "MIT licence"}:
+            assert tab.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    order = ["cut", "choose", "camera", "download", "plain", "low rank", "mixed up", "strength", "scale", "size"]
+    assert [one for one in reached if one in order] == order
+
+    cut = tab.get_by_label("Line between before and after")
+    cut.focus()
+    tab.keyboard.press("ArrowRight")
+    assert cut.get_attribute("aria-valuetext") == "51 % before, 49 % after"
+    assert tab.evaluate("getComputedStyle(document.getElementById('result')).clipPath") == "inset(0px 0px 0px 51%)"
+    tab.get_by_role("button", name="plain").focus()
+    tab.keyboard.press("Enter")
+    expect_edited(tab, "plain")
+    with tab.expect_file_chooser():
+        tab.get_by_role("button", name="Choose a photo").press("Enter")
+    labelled = (
+        "[...document.querySelectorAll('input, select, canvas')].every(one => one.ariaLabel || one.labels?.length)"
+    )
+    assert tab.evaluate(labelled)
+    assert tab.get_by_role("img", name="After: my cat.png, edited as plain").count() == 1
+
+
+@in_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone(open_tab, address, photo, scheme):
+    tab = open_tab(address, color_scheme=scheme, viewport={"width": 360, "height": 640}, has_touch=True)
+    edit_photo(tab, photo)
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it scrolls sideways"
+    ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", ground))) < 200) == (scheme == "dark")
+
+
+@in_browser
+def test_a_model_of_one_size_and_one_concept(open_tab, photo, tmp_path):
+    fixed = random_model(tmp_path / "made", dynamic_size=False)
+    write_pack(tmp_path / "page", fixed, {"only": None}, dynamic_size=False)
+    write_web_page(tmp_path / "page", RUNTIME)
+    with served(tmp_path / "page") as address:
+        tab = open_tab(f"{address}/?backend=wasm&threads=1")
+        assert tab.locator("#size option").all_inner_texts() == ["64 px"]
+        tab.get_by_label("Photo", exact=True).set_input_files(photo)
+        expect_edited(tab, "only")
+        assert tab.inner_text("#backend") == "WebAssembly, 1 thread"
+        shown = pixels_of(tab, "photo")
+        assert shown.shape == (46, 64, 3)
+        padded = np.pad(shown, ((0, 18), (0, 0), (0, 0)), mode="edge")
+        assert psnr_db(pixels_of(tab), edit_in_python(fixed, padded)[:46]) > 35
+
+
+@in_browser
+def test_damaged_and_missing_files_are_named(open_tab, pack, photo, tmp_path):
+    folder = Path(shutil.copytree(pack, tmp_path / "page"))
+    whole = (folder / "low_rank.safetensors").read_bytes()
+    damaged = whole[:-1] + bytes([whole[-1] ^ 1])
+    (folder / "low_rank.safetensors").write_bytes(damaged)
+    (folder / "mixed_up.safetensors").unlink()
+    with served(folder) as address:
+        tab = open_tab(address, expect_errors=True)
+        edit_photo(tab, photo)
+        tab.get_by_role("button", name="low rank").click()
+        alert = tab.get_by_role("alert")
+        expect(alert).to_contain_text("low_rank.safetensors is damaged")
+        assert hashlib.sha256(damaged).hexdigest() in alert.inner_text()
+        assert hashlib.sha256(whole).hexdigest() in alert.inner_text()
+        expect(tab.get_by_role("button", name="plain")).to_have_attribute("aria-pressed", "true")
+        tab.get_by_role("button", name="mixed up").click()
+        expect(alert).to_contain_text("mixed_up.safetensors is missing (the server answers 404)")
+        tab.get_by_label("Strength").fill("0")
+        tab.get_by_label("Photo", exact=True).set_input_files(photo)
+        expect(alert).to_be_hidden()
+
+        (folder / "model.onnx").write_bytes(b"no model")
+        tab = open_tab(address, expect_errors=True, ready=False)
+        expect(tab.get_by_role("alert")).to_contain_text("model.onnx is damaged: its SHA-256 is")
+        stated = json.loads((folder / "pack.json").read_text())
+        (folder / "pack.json").write_text(json.dumps(stated | {"version": 2}))
+        tab.reload()
+        expect(tab.get_by_role("alert")).to_contain_text("version 2; this page reads pocketgan-pack, version 1")
+
+
+@in_browser
+def test_a_server_without_the_headers_gives_one_thread(open_tab, address, photo, monkeypatch):
+    monkeypatch.delitem(HEADERS, "Cross-Origin-Embedder-Policy")
+    tab = open_tab(f"{address}/?threads=2")
+    assert tab.inner_text("#backend") == "WebAssembly, 1 thread"
+    assert "computes on one thread, because the server does not send the COOP and COEP headers" in tab.inner_text(
+        "#note"
+    )
+    edit_photo(tab, photo)
+
+
+@in_browser
+def test_where_webgpu_fails_the_processor_computes(open_tab, pack, photo, tmp_path):
+    folder = Path(shutil.copytree(pack, tmp_path / "page"))
+    stand_in = """const adapter = {
+        info: {}, limits: {}, features: new Set(), requestDevice: async () => { throw new Error("device lost"); },
+    };
+    Object.defineProperty(navigator, "gpu", { value: { requestAdapter: async () => adapter } });
+    """
+    (folder / "worker.js").write_text(stand_in + (folder / "worker.js").read_text())
+    with served(folder) as address:
+        tab = open_tab(address, expect_errors=True)
+        assert re.search(r"WebGPU does not run this model \(.+\), so the processor computes", tab.inner_text("#note"))
+        assert tab.inner_text("#backend").startswith("WebAssembly")
+        edit_photo(tab, photo)
+    assert any(url.endswith("ort.webgpu.min.mjs") for url in tab.requested)
+
+
+@in_browser
+@pytest.mark.slow
+def test_webgpu_in_software_equals_python(chromium, address, model, photo):
+    """Chromium's SwiftShader stands in for a graphics card."""
+    options = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan"]
+    options += [*(option for option in OPTIONS if option != "--disable-gpu"), "--ignore-gpu-blocklist"]
+    browser = chromium.launch(executable_path=CHROMIUM, args=[*options, "--use-vulkan=swiftshader"])
+    tab = browser.new_page()
+    tab.set_default_timeout(PATIENCE_MS)
+    tab.goto(f"{address}/?backend=webgpu")
+    expect(tab.locator("#status")).to_contain_text("Ready", timeout=5 * PATIENCE_MS)
+    assert tab.inner_text("#backend") == "WebGPU"
+    edit_photo(tab, photo)
+    assert psnr_db(pixels_of(tab), python_edit(model, photo)) > 35
+    tab.goto(address)
+    expect(tab.locator("#status")).to_contain_text("Ready", timeout=PATIENCE_MS)
+    assert tab.inner_text("#backend").startswith("WebAssembly"), "software that is slower than WebAssembly"
+    browser.close()
+
+
+@in_browser
+def test_screenshot(open_tab, pack, tmp_path):
+    """See the module's docstring for how the README's is made."""
+    out = Path(os.environ.get("POCKETGAN_SCREENSHOT") or tmp_path / "web_page.png")
+    cat = tmp_path / "chelsea.png"
+    Image.fromarray(skimage.data.chelsea()).save(cat)
+    with served(Path(os.environ.get("POCKETGAN_SCREENSHOT_PAGE") or pack)) as address:
+        tab = open_tab(address)
+        tab.get_by_label("Photo", exact=True).set_input_files(cat)
+        expect(tab.locator("#status")).to_contain_text("chelsea.png edited as", timeout=PATIENCE_MS)
+        tab.screenshot(path=out, full_page=True)
+    with Image.open(out) as shown:
+        assert shown.width == 1100
+        assert shown.height >= 600
+        assert len(shown.convert("RGB").getcolors(2**24)) > 1000, "a picture is in it"
+
+
+@needs_runtime
+def test_a_page_holds_what_it_loads_and_its_licence(tmp_path):
+    (tmp_path / "pack.json").write_text("{}")
+    write_web_page(tmp_path, RUNTIME)
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert written == {
+        "pack.json",
+        *PAGE_FILES,
+        *(f"onnxruntime/{name}" for name in RUNTIME_FILES),
+        "onnxruntime/NOTICE.txt",
+    }
+    notice = (tmp_path / "onnxruntime" / "NOTICE.txt").read_text()
+    assert "Copyright (c) Microsoft Corporation" in notice
+    assert RUNTIME_VERSION in notice
+    own = "".join((tmp_path / name).read_text() for name in PAGE_FILES)
+    assert re.findall(r"https?://[^\s\"]+", own) == ["http://www.w3.org/2000/svg"], "a name space, which is not fetched"
+
+
+def fake_runtime(folder, version=RUNTIME_VERSION):
+    (folder / "dist").mkdir(parents=True)
+    (folder / "package.json").write_text(json.dumps({"version": version}))
+    for name in RUNTIME_FILES:
+        (folder / "dist" / name).write_text(name)
+    return folder
+
+
+def test_the_runtime_is_found_where_it_is_named(tmp_path, monkeypatch):
+    given, named = fake_runtime(tmp_path / "given"), fake_runtime(tmp_path / "named")
+    cached = fake_runtime(tmp_path / "cache" / "pocketgan" / f"onnxruntime-web-{RUNTIME_VERSION}")
+    monkeypatch.setenv("POCKETGAN_ONNXRUNTIME_WEB", str(named))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert (find_runtime(given), find_runtime()) == (given, named)
+    monkeypatch.delenv("POCKETGAN_ONNXRUNTIME_WEB")
+    assert find_runtime() == cached
+
+
+def test_a_wrong_runtime_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"is onnxruntime-web 1.2.0, but the page is tested with 1.30.0; run `npm"):
+        find_runtime(fake_runtime(tmp_path / "old", "1.2.0"))
+    incomplete = fake_runtime(tmp_path / "incomplete")
+    (incomplete / "dist" / RUNTIME_FILES[2]).unlink()
+    with pytest.raises(FileNotFoundError, match=r"it lacks dist/ort-wasm-simd-threaded.wasm; run `npm install"):
+        write_web_page(tmp_path / "page", incomplete)
+    assert not (tmp_path / "page").exists()
+
+
+def test_npm_fills_the_cache_once_or_says_why_not(tmp_path, monkeypatch):
+    monkeypatch.delenv("POCKETGAN_ONNXRUNTIME_WEB", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(FileNotFoundError, match=r"npm is not installed; run `npm install onnxruntime-web@1.30.0` on a"):
+        find_runtime()
+
+    calls = []
+
+    def npm(command, **options):
+        calls.append(command)
+        if len(calls) == 1:
+            raise subprocess.CalledProcessError(1, command, stderr="npm error network")
+        package = Path(command[command.index("--prefix") + 1], "node_modules", "onnxruntime-web")
+        fake_runtime(package)
+        (package / "dist" / "ort.all.mjs").write_text("not needed")
+
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/npm")
+    monkeypatch.setattr(subprocess, "run", npm)
+    with pytest.raises(RuntimeError, match=r"npm did not get onnxruntime-web: npm error network; run"):
+        find_runtime()
+    assert not [path for path in (tmp_path / "cache" / "pocketgan").iterdir() if path.is_dir()]
+    package = find_runtime()
+    assert find_runtime() == package
+    assert len(calls) == 2
+    assert "onnxruntime-web@1.30.0" in calls[1]
+    assert {path.name for path in (package / "dist").iterdir()} == {*RUNTIME_FILES}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "page"
+    (folder / "onnxruntime").mkdir(parents=True)
+    (folder / "index.html").write_text("<!doctype html><title>A page</title>")
+    for name in ("a.mjs", "a.wasm", "model.onnx", "a.safetensors", "pack.json", "base.weights", "onnxruntime/b.wasm"):
+        (folder / name).write_bytes(b"{}")
+    (tmp_path / "secret.txt").write_text("secret")
+    (folder / "link.txt").symlink_to(tmp_path / "secret.txt")
+    return folder
+
+
+def fetch(url):
+    try:
+        with urllib.request.urlopen(url) as response:
+            return response.status, response.headers, response.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers, error.read()
+
+
+def test_the_server_isolates_the_page_and_keeps_to_its_folder(folder):
+    with served(folder) as address:
+        status, headers, body = fetch(f"{address}/")
+        assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+        assert b"A page" in body
+        assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
+        assert headers["Cross-Origin-Embedder-Policy"] == "require-corp"
+        assert headers["Cache-Control"] == "no-cache"
+        policy = headers["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self' 'wasm-unsafe-eval'")
+        assert not re.search(r"https?:|\*|unsafe-inline|'unsafe-eval'", policy)
+        page_policy = re.search(
+            r'Policy" content="([^"]+)"', (Path(web_page_files._FOLDER) / "index.html").read_text()
+        )[1]
+        assert policy == f"{page_policy}; frame-ancestors 'none'", (
+            "the page says the same where another server shows it"
+        )
+        for name, kind in (
+            ("a.mjs", "text/javascript; charset=utf-8"),
+            ("a.wasm", "application/wasm"),
+            ("onnxruntime/b.wasm", "application/wasm"),
+            ("model.onnx", "application/octet-stream"),
+            ("a.safetensors", "application/octet-stream"),
+            ("base.weights", "application/octet-stream"),
+            ("pack.json?again=1", "application/json"),
+        ):
+            status, headers, _ = fetch(f"{address}/{name}")
+            assert (status, headers["Content-Type"]) == (200, kind), name
+        for path in ("onnxruntime/", "link.txt", "../secret.txt", "..%2fsecret.txt", "absent.onnx"):
+            status, headers, body = fetch(f"{address}/{path}")
+            assert status == 404, path
+            assert body != b"secret"
+            assert headers["Cross-Origin-Embedder-Policy"] == "require-corp"
+
+
+def test_what_cannot_be_served_is_refused(folder, tmp_path):
+    with pytest.raises(SystemExit, match=r"absent is no folder; give a folder that `pocketgan export RUN --target web"):
+        main(["serve", str(tmp_path / "absent")])
+    with pytest.raises(SystemExit, match=r"holds no index.html"):
+        main(["serve", str(folder / "onnxruntime")])
+    with pytest.raises(SystemExit, match=r"port is 70000; give a number from 1 to 65535"):
+        main(["serve", str(folder), "--port=70000"])
+    with pytest.raises(SystemExit, match=r"the host is no address of this machine; leave --host out"):
+        main(["serve", str(folder), "--port=0", "--host=203.0.113.1"])
+    with page_server(folder, 0) as server:
+        port = server.server_port
+        with pytest.raises(
+            SystemExit, match=rf"port {port} of 127.0.0.1: another program listens there; choose another"
+        ):
+            main(["serve", str(folder), f"--port={port}"])
+
+
+def test_the_command_says_where_and_ends_cleanly(folder):
+    command = [sys.executable, "-m", "pocketgan", "serve", str(folder), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        said = process.stdout.readline()
+        address = re.search(r"http://127\.0\.0\.1:\d+/", said)[0]
+        assert b"A page" in fetch(address)[2]
+        process.send_signal(2)
+        out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out, errors) == (0, "stopped\n", "")
