@@ -33,6 +33,7 @@ from pocketgan.networks import E2GANGenerator, GroupNorm
 from pocketgan.serve import HEADERS, page_server
 from pocketgan.web_page_files import PAGE_FILES, RUNTIME_FILES, RUNTIME_VERSION, find_runtime, write_web_page
 
+ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 OPTIONS = [
     "--no-sandbox",
@@ -517,10 +518,11 @@ def test_webgpu_in_software_equals_python(chromium, address, model, photo):
 @in_browser
 def test_screenshot(open_tab, pack, tmp_path):
     """See the module's docstring for how the README's is made."""
-    out = Path(os.environ.get("POCKETGAN_SCREENSHOT") or tmp_path / "web_page.png")
+    # tests run in a folder of their own: paths are from the repository's root
+    out = ROOT / (os.environ.get("POCKETGAN_SCREENSHOT") or tmp_path / "web_page.png")
     cat = tmp_path / "chelsea.png"
     Image.fromarray(skimage.data.chelsea()).save(cat)
-    with served(Path(os.environ.get("POCKETGAN_SCREENSHOT_PAGE") or pack)) as address:
+    with served(ROOT / (os.environ.get("POCKETGAN_SCREENSHOT_PAGE") or pack)) as address:
         tab = open_tab(address)
         tab.get_by_label("Photo", exact=True).set_input_files(cat)
         expect(tab.locator("#status")).to_contain_text("chelsea.png edited as", timeout=PATIENCE_MS)
@@ -545,7 +547,8 @@ def test_a_page_holds_what_it_loads_and_its_licence(tmp_path):
     notice = (tmp_path / "onnxruntime" / "NOTICE.txt").read_text()
     assert "Copyright (c) Microsoft Corporation" in notice
     assert RUNTIME_VERSION in notice
-    own = "".join((tmp_path / name).read_text() for name in PAGE_FILES)
+    own = "\n".join((tmp_path / name).read_text() for name in PAGE_FILES)
+    own = re.sub(r"^ *(\*|//).*$", "", own, flags=re.MULTILINE)  # comments name their sources
     assert re.findall(r"https?://[^\s\"]+", own) == ["http://www.w3.org/2000/svg"], "a name space, which is not fetched"
 
 

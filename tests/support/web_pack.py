@@ -45,6 +45,7 @@ def write_pack(folder, model, adapters, changing=(), prompts=None, size=64, dyna
             save_file(arrays, folder / file)
         stored = 0 if file is None else (folder / file).stat().st_size
         concepts.append({"name": name, "prompt": (prompts or {}).get(name, name), "file": file, "bytes": stored})
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "pack.json")
     pack = {
         "format": "pocketgan-pack",
         "version": 1,
@@ -58,7 +59,7 @@ def write_pack(folder, model, adapters, changing=(), prompts=None, size=64, dyna
         "weights": WEIGHTS if changing else None,
         "changing": places,
         "concepts": concepts,
-        "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())},
+        "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
     }
     (folder / "pack.json").write_text(json.dumps(pack, indent=2))
 
