@@ -2,6 +2,7 @@
 
 import ast
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -230,18 +231,21 @@ def _with_native_norms(network: nn.Module) -> nn.Module:
 
 
 def _name_after_modules(model: Any) -> None:
-    """Name each convolution and matrix product after the module that it computes, as torch tells it."""
+    """Name each convolution and matrix product with weights after the module that it computes, as torch tells it."""
+    uses: Counter[str] = Counter()
     for node in model.graph:
-        if node.op_type in _WEIGHTED:
+        if node.op_type in _WEIGHTED and node.inputs[1].const_value is not None:
             weight = node.inputs[1].name
             scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))
             # a folded batch norm's convolution stands in the norm's scope, but has its own weight
-            scope = weight.removesuffix(".weight") if weight.endswith(".weight") else scopes[-2]
-            node.name = _NODE.format(module=_inside_wrappers(scope), operation=node.op_type)
+            module = _inside_wrappers(weight.removesuffix(".weight") if weight.endswith(".weight") else scopes[-2])
+            # a module may be used more than once, and names are unique
+            node.name = f"{module}{_NODE}{uses[module]}"
+            uses[module] += 1
 
 
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
-_NODE = "{module}/{operation}"
+_NODE = "/use_"
 
 
 def _inside_wrappers(scope: str) -> str:
@@ -266,10 +270,9 @@ def _quantized(model: Any, options: ExportOptions) -> Any:
     """Make a model int8 by ONNX Runtime's static quantisation (quantise-dequantise nodes, weights per channel)."""
     onnx = _require("onnx")
     quantization = _require("onnxruntime.quantization")
-    names = {node.name for node in model.graph.node}
-    excluded = [_NODE.format(module=module, operation=kind) for module in options.excluded for kind in _WEIGHTED]
-    kept = sorted(names & set(excluded))
-    known = {name.rsplit("/", 1)[0] for name in names}
+    module_of = {node.name: node.name.rsplit(_NODE, 1)[0] for node in model.graph.node if _NODE in node.name}
+    kept = [name for name, module in module_of.items() if module in options.excluded]
+    known = set(module_of.values())
     if unknown := sorted(set(options.excluded) - known):
         raise ValueError(f"cannot exclude {', '.join(unknown)}; the layers with weights are {', '.join(sorted(known))}")
     with TemporaryDirectory() as folder:
