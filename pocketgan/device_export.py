@@ -105,7 +105,7 @@ class Exported(NamedTuple):
     figures: dict[str, Any]
 
 
-class _Pairs(NamedTuple):
+class RunPairs(NamedTuple):
     """Of the run's pair set, at the exported size.
 
     Attributes:
@@ -145,9 +145,9 @@ def export_run(run: Path, out: Path, request: ExportRequest, concept: str | None
     exporter = _exporter(request)
     request = replace(request, pixels="uint8") if web else request
     size = _size(model, run, request)
-    pairs = _pairs_of(run, concept, size)
+    pairs = pairs_of(run, concept, size)
     network, check_photos = model.deployed(concept), _photos(request.photos, size)
-    options, chosen = _options(network, request, pairs, size)
+    options, chosen = options_for(network, request, pairs, size)
     if options.precision == "int8" and request.fine_tune_images:
         network, chosen["fine_tuned"] = _fine_tuned(network, options, request.fine_tune_images, pairs)
     name = concept if request.precision == "fp32" else f"{concept}.{request.precision}"
@@ -239,7 +239,7 @@ def export_pack(base: Path, adapters: list[Path], out: Path, request: ExportRequ
                 "target": f"{request.target} pack",
                 "precision": "fp32",
                 "pixels": "uint8",
-                **_compared(exported, model, model, check_photos, _pairs_of(folders[concept.name], concept.name, size)),
+                **_compared(exported, model, model, check_photos, pairs_of(folders[concept.name], concept.name, size)),
                 **_timed(exported, size, request.threads),
                 "peak_memory_mib": None,
                 "base_bytes": _bytes(built / "base.onnx") + _bytes(built / "base.weights"),
@@ -303,7 +303,7 @@ def _photos(folder: Path | None, size: int, limit: int = CHECK_PHOTOS) -> list[T
     return [batch["photo"] for batch in data.predict_dataloader() if len(batch["photo"])]
 
 
-def _pairs_of(run: Path, concept: str, size: int) -> _Pairs:
+def pairs_of(run: Path, concept: str, size: int) -> RunPairs:
     """Pictures of the pairs that a run was trained on; none, with a warning, where they are no longer there."""
     from datamodules import PairedImages
     from lightning_modules import trained_data_of
@@ -315,16 +315,16 @@ def _pairs_of(run: Path, concept: str, size: int) -> _Pairs:
         data.setup("fit")
     except (FileNotFoundError, ValueError) as error:
         warnings.warn(f"the L1 to the teacher's edits is not measured: {error}", stacklevel=2)
-        return _Pairs([], [])
+        return RunPairs([], [])
     split: Split = "test" if len(data.datasets["test"]) else "val"
-    return _Pairs(
+    return RunPairs(
         [batch["photo"] for batch in data.batches("train", 1, CALIBRATION_PHOTOS)],
         [(batch["photo"], batch["edit"]) for batch in data.batches(split, 1, JUDGED_PAIRS)],
     )
 
 
-def _options(
-    network: nn.Module, request: ExportRequest, pairs: _Pairs, size: int
+def options_for(
+    network: nn.Module, request: ExportRequest, pairs: RunPairs, size: int
 ) -> tuple[ExportOptions, dict[str, Any]]:
     """Options of the export, and what was found out for them."""
     plain = ExportOptions(pixels=request.pixels, dynamic_size=request.dynamic_size)
@@ -345,21 +345,21 @@ def _options(
     few = photos[:SENSITIVITY_PHOTOS]
     if pairs.held_out:
         judged = pairs.held_out[:CHECK_PHOTOS]
-        before = _l1(reference, judged)
+        before = l1_to_edits(reference, judged)
         # half of what the gate allows: the target's own quantiser rounds more than the layers' weights and inputs
         found = find_sensitive_layers(
-            reference, few, lambda tried: _l1(tried, judged), before * (1 + request.largest_l1_increase / 2)
+            reference, few, lambda tried: l1_to_edits(tried, judged), before * (1 + request.largest_l1_increase / 2)
         )
     else:
         with torch.inference_mode():
             own = [(photo, reference(photo)) for photo in few]
-        found = find_sensitive_layers(reference, few, lambda tried: _l1(tried, own), LARGEST_L1_INCREASE)
+        found = find_sensitive_layers(reference, few, lambda tried: l1_to_edits(tried, own), LARGEST_L1_INCREASE)
     options = replace(plain, precision="int8", calibration=tuple(photos), excluded=found.excluded)
     return options, {"calibration_photos": len(photos), "excluded": found.excluded, "sensitivity": found.changes}
 
 
 def _fine_tuned(
-    network: nn.Module, options: ExportOptions, images: int, pairs: _Pairs
+    network: nn.Module, options: ExportOptions, images: int, pairs: RunPairs
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The network fine-tuned for int8, or as it was where that came out worse; and both errors."""
     from pocketgan.exporters.quantization import int8_error
@@ -374,14 +374,14 @@ def _fine_tuned(
             judged = [(photo, reference(photo)) for photo in options.calibration[:SENSITIVITY_PHOTOS]]
     photos = options.calibration[:SENSITIVITY_PHOTOS]
     before, after = (
-        int8_error(tried, photos, lambda rounded: _l1(rounded, judged), options.excluded)
+        int8_error(tried, photos, lambda rounded: l1_to_edits(rounded, judged), options.excluded)
         for tried in (reference, tuned)
     )
     kept = tuned if after < before else reference
     return kept, {"images": images, "int8_l1_before": before, "int8_l1_after": after, "kept": kept is tuned}
 
 
-def _l1(network: Callable[[Tensor], Tensor], pairs: list[tuple[Tensor, Tensor]]) -> float:
+def l1_to_edits(network: Callable[[Tensor], Tensor], pairs: list[tuple[Tensor, Tensor]]) -> float:
     """Mean absolute difference to the edits, values being in [-1, 1]."""
     with torch.inference_mode():
         return torch.stack([(network(photo) - edit).abs().mean() for photo, edit in pairs]).mean().item()
@@ -393,7 +393,7 @@ def _measured(
     network: nn.Module,
     trained: nn.Module,
     photos: list[Tensor],
-    pairs: _Pairs,
+    pairs: RunPairs,
     size: int,
     request: ExportRequest,
 ) -> dict[str, Any]:
@@ -415,7 +415,7 @@ _MEASURED = (
 
 
 def _compared(
-    exported: ExportedModel, network: nn.Module, trained: nn.Module, photos: list[Tensor], pairs: _Pairs
+    exported: ExportedModel, network: nn.Module, trained: nn.Module, photos: list[Tensor], pairs: RunPairs
 ) -> dict[str, Any]:
     difference = compare(network, exported, photos)
     judged = bool(pairs.held_out)
@@ -424,8 +424,8 @@ def _compared(
         # infinite where all are equal, which JSON lacks
         "psnr_db": difference.psnr_db if difference.max_difference else None,
         "photos": len(photos),
-        "l1_before": _l1(trained.cpu().float().eval(), pairs.held_out) if judged else None,
-        "l1_after": _l1(exported, pairs.held_out) if judged else None,
+        "l1_before": l1_to_edits(trained.cpu().float().eval(), pairs.held_out) if judged else None,
+        "l1_after": l1_to_edits(exported, pairs.held_out) if judged else None,
         "pairs": len(pairs.held_out),
     }
 

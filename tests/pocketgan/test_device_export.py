@@ -84,7 +84,7 @@ def test_the_gate_keeps_nothing_that_differs(trained, tmp_path, monkeypatch, pre
 
 
 def test_the_gate_looks_at_the_task(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(device_export, "_l1", iter([0.2, 0.21]).__next__.__call__ and (lambda *_: next(values)))
+    monkeypatch.setattr(device_export, "l1_to_edits", iter([0.2, 0.21]).__next__.__call__ and (lambda *_: next(values)))
     values = iter([0.2, 0.21])
     with pytest.raises(
         SystemExit, match=r"5\.0% worse than PyTorch in its L1 .* \(0\.2000 to 0\.2100 on 2 unseen pairs\)"

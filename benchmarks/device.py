@@ -1,0 +1,266 @@
+"""How fast are our networks on a device's runtimes, in float32 and int8, and what do 1, 10 and 100 concepts weigh?
+
+python -m benchmarks.device --base runs/wide --student runs/student --pack-base runs/base --adapter runs/style_04
+"""
+
+import argparse
+import copy
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.pix2pix import ResNet9, UNet
+from benchmarks.runs import command_block, commit, mean_and_spread
+from lightning_modules import load_concepts, load_run
+from pocketgan.device_export import SENSITIVITY_PHOTOS, ExportRequest, l1_to_edits, options_for, pairs_of
+from pocketgan.exporters import EXPORTERS, ExportOptions
+from pocketgan.exporters.concept_pack import PackedConcept, write_pack
+from pocketgan.exporters.onnx_exporter import OnnxExporter
+from pocketgan.networks import BatchNorm, E2GANGenerator
+from pocketgan.serve import page_server
+from pocketgan.web_page_files import RUNTIME_VERSION, find_runtime
+
+SIZE, THREADS = 256, 2
+RUNTIMES = {"onnx": "ONNX Runtime", "executorch": "ExecuTorch", "litert": "LiteRT", "wasm": "Chromium WASM"}
+CHROMIUM = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync")
+RUN_IN_PAGE = """async ([name, runs]) => {
+    const photo = new ort.Tensor("float32", new Float32Array(3 * SIZE * SIZE).fill(0.1), [1, 3, SIZE, SIZE]);
+    const times = [];
+    for (let run = 0; run < runs; run++) {
+        const begun = performance.now();
+        await sessions[name].run({ photo });
+        times.push(performance.now() - begun);
+    }
+    return times;
+}"""
+OPEN_IN_PAGE = """async ([names, threads, size]) => {
+    globalThis.ort = await import("/ort.wasm.min.mjs");
+    globalThis.SIZE = size;
+    ort.env.wasm.numThreads = threads;
+    ort.env.wasm.wasmPaths = "/";
+    globalThis.sessions = {};
+    for (const name of names) {
+        sessions[name] = await ort.InferenceSession.create(`/${name}.onnx`, { executionProviders: ["wasm"] });
+    }
+    return [crossOriginIsolated, ort.env.versions.web];
+}"""
+
+
+@dataclass
+class Subject:
+    """A network, its files and its times.
+
+    Attributes:
+        name: As the table has it.
+        network: (1, 3, 256, 256) to the same.
+        options: By precision.
+        pairs: To measure its L1 on; none for random weights.
+        bytes: By runtime and precision.
+        l1: Likewise.
+        times: Milliseconds, likewise.
+    """
+
+    name: str
+    network: nn.Module
+    options: dict[str, ExportOptions]
+    pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    bytes: dict[tuple[str, str], int] = field(default_factory=dict)
+    l1: dict[tuple[str, str], float] = field(default_factory=dict)
+    times: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+
+
+def trained(name: str, run: Path) -> Subject:
+    """A run of one concept, int8 as ``pocketgan export`` makes it."""
+    model = load_run(run)
+    (concept,) = model.concepts
+    pairs = pairs_of(run, concept, SIZE)
+    network = model.deployed(concept)
+    request = ExportRequest(precision="int8", dynamic_size=False)
+    options, _ = options_for(network, request, pairs, SIZE)
+    return Subject(name, network, {"fp32": ExportOptions(dynamic_size=False), "int8": options}, pairs.held_out)
+
+
+def untrained(name: str, network: nn.Module, photos: tuple[Tensor, ...]) -> Subject:
+    """A network of random weights, whose speed is that of trained ones; none of its layers is excluded from int8."""
+    options = {"fp32": ExportOptions(dynamic_size=False), "int8": ExportOptions("int8", "float32", False, photos)}
+    return Subject(name, network.eval().requires_grad_(False), options)
+
+
+@contextmanager
+def browser_page(folder: Path) -> Iterator[Any]:
+    """A page in headless Chromium that may load the folder's files."""
+    from playwright.sync_api import sync_playwright
+
+    (folder / "index.html").write_text("<!doctype html><title>benchmark</title>")
+    with page_server(folder, 0) as server, sync_playwright() as playwright:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=list(CHROMIUM))
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        yield page
+        browser.close()
+        server.shutdown()
+
+
+def timed(model: Callable[[Tensor], Tensor], photo: Tensor, runs: int) -> list[float]:
+    """Milliseconds of each run."""
+    times = []
+    for _ in range(runs):
+        begun = time.perf_counter()
+        model(photo)
+        times.append(1e3 * (time.perf_counter() - begun))
+    return times
+
+
+def measure(subjects: list[Subject], folder: Path, turns: int, runs: int) -> None:
+    """Export each network to each runtime and precision, then time all of them by turns."""
+    torch.manual_seed(0)
+    photo = torch.rand(1, 3, SIZE, SIZE) * 2 - 1
+    timers: list[tuple[Subject, tuple[str, str], Callable[[int], list[float]]]] = []
+    names = {}
+    for subject in subjects:
+        for precision, options in subject.options.items():
+            for runtime, exporter_class in EXPORTERS.items():
+                if runtime not in RUNTIMES:
+                    continue
+                exporter = exporter_class()
+                file = folder / f"{len(timers)}_{precision}{exporter.suffix}"
+                key = (runtime, precision)
+                try:
+                    exporter.export(copy.deepcopy(subject.network), file, {}, SIZE, 8, options)
+                except ValueError as error:
+                    print(f"{subject.name}, {runtime}, {precision}: {error}", flush=True)
+                    continue
+                model = exporter.load(file, THREADS)
+                subject.bytes[key] = file.stat().st_size
+                if subject.pairs:
+                    subject.l1[key] = l1_to_edits(model, subject.pairs)
+                subject.times[key] = []
+                timers.append((subject, key, partial(timed, model, photo)))
+                if runtime == "onnx":
+                    names[subject.name, precision] = file.stem
+                    subject.times["wasm", precision] = []
+    package = find_runtime()
+    for name in ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"):
+        (folder / name).write_bytes((package / "dist" / name).read_bytes())
+    with browser_page(folder) as page, torch.inference_mode():
+        isolated, _ = page.evaluate(OPEN_IN_PAGE, [list(names.values()), THREADS, SIZE])
+        assert isolated, "threads need a page of its own origin"
+        for subject in subjects:
+            for precision in subject.options:
+                if (subject.name, precision) in names:
+                    name = names[subject.name, precision]
+                    call = partial(lambda name, runs: page.evaluate(RUN_IN_PAGE, [name, runs]), name)
+                    timers.append((subject, ("wasm", precision), call))
+        for turn in range(turns + 1):
+            for subject, key, timer in timers:
+                times = timer(runs)
+                if turn:  # the first warms up
+                    subject.times[key].append(statistics.median(times))
+
+
+def speeds(subjects: list[Subject]) -> list[str]:
+    """The table of times."""
+    lines = [
+        "| network | precision | " + " | ".join(f"{name}, ms" for name in RUNTIMES.values()) + " | fp32 / int8 in ONNX "
+        "Runtime | L1 to the teacher in " + ", ".join(list(RUNTIMES.values())[:3]) + " | bytes of ONNX |",
+        "|" + "---|" * (len(RUNTIMES) + 5),
+    ]
+    for subject in subjects:
+        for precision in subject.options:
+            cells = []
+            for runtime in RUNTIMES:
+                times = subject.times.get((runtime, precision))
+                cells.append(
+                    f"{statistics.median(times):.1f} ({min(times):.1f} to {max(times):.1f})" if times else "none"
+                )
+            full, small = (subject.times.get(("onnx", other), []) for other in ("fp32", "int8"))
+            ratios = [slow / fast for slow, fast in zip(full, small, strict=True)] if precision == "int8" else []
+            ratio = mean_and_spread(ratios, 2) if ratios else ""
+            l1 = ", ".join(
+                f"{subject.l1[runtime, precision]:.4f}" if (runtime, precision) in subject.l1 else "none"
+                for runtime in list(RUNTIMES)[:3]
+            )
+            weight = subject.bytes.get(("onnx", precision))
+            lines.append(
+                f"| {subject.name} | {precision} | {' | '.join(cells)} | {ratio} | {l1 if subject.l1 else ''} | "
+                f"{f'{weight:,}' if weight else ''} |"
+            )
+    return lines
+
+
+def _spread(times: list[float]) -> str:
+    return f"{statistics.median(times):.1f} ({min(times):.1f} to {max(times):.1f})"
+
+
+def weights(pack_base: Path, adapter: Path, folder: Path, resnet_bytes: int) -> list[str]:
+    """The table of bytes: a pack, an ONNX file a concept, ResNet-9 a concept."""
+    model, trained_adapter = load_concepts(pack_base, [adapter]), load_run(adapter)
+    (concept,) = trained_adapter.concepts
+    write_pack(model, [PackedConcept(concept, "")], folder, 128, 8)
+    base = sum((folder / name).stat().st_size for name in ("base.onnx", "base.weights"))
+    each = (folder / f"{concept}.safetensors").stat().st_size
+    OnnxExporter().export(trained_adapter.deployed(concept), folder / "alone.onnx", {}, 128, 8)
+    alone = (folder / "alone.onnx").stat().st_size
+    lines = [
+        "| concepts | pack: base once, an adapter each | one ONNX file of ours each | one ResNet-9 each |",
+        "|---|---|---|---|",
+    ]
+    for count in (1, 10, 100):
+        lines.append(f"| {count} | {base + count * each:,} | {count * alone:,} | {count * resnet_bytes:,} |")
+    return [*lines, f"\nBase {base:,} bytes, each concept {each:,}."]
+
+
+def main() -> None:
+    """Measure and print the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, required=True, help="run of our base's width at 256 px, one concept")
+    parser.add_argument("--student", type=Path, required=True, help="run of the compressed student, the same concept")
+    parser.add_argument("--pack-base", type=Path, required=True, help="run of a base that has an adapter")
+    parser.add_argument("--adapter", type=Path, required=True, help="run of that adapter")
+    parser.add_argument("--turns", type=int, default=8)
+    parser.add_argument("--runs", type=int, default=3, help="in a turn; their median counts")
+    options = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    base = trained("our base, width 32, trained", options.base)
+    photos = base.options["int8"].calibration[:SENSITIVITY_PHOTOS]
+    torch.manual_seed(0)
+    full = E2GANGenerator(64, 768, norm=BatchNorm()).eval().fold_prompt(torch.randn(1, 77, 768))
+    subjects = [
+        untrained("our base at E2GAN's width 64, 77 tokens, random weights", full, photos),
+        base,
+        trained("our compressed student, trained", options.student),
+        untrained("pix2pix ResNet-9, width 64, random weights", ResNet9(), photos),
+        untrained("pix2pix U-Net-256, width 64, random weights", UNet(8), photos),
+    ]
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        measure(subjects, folder, options.turns, options.runs)
+        resnet = next(subject for subject in subjects if "ResNet" in subject.name)
+        heavy = weights(options.pack_base, options.adapter, folder / "pack", resnet.bytes["onnx", "fp32"])
+    packages = ", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "executorch", "ai-edge-litert", "torch"))
+    print(f"# How fast on a device's runtimes, and how heavy?\n\n{command_block(__doc__)}\n")
+    print(
+        f"{SIZE} px, {THREADS} threads of {os.cpu_count()} cores of an x86 server (no phone was at hand), all models by "
+        f"turns in one run: {options.turns} turns of {options.runs} photos after an unmeasured one. Times are the median "
+        f"of the turns' medians, in brackets the fastest and the slowest turn; ratios are of the same turn, mean ± "
+        f"deviation. {packages}, onnxruntime-web {RUNTIME_VERSION}, headless Chromium. Commit {commit()}.\n"
+    )
+    print("\n".join(speeds(subjects)))
+    print("\n## Bytes\n\n" + "\n".join(heavy))
+
+
+if __name__ == "__main__":
+    main()
