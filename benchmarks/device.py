@@ -253,10 +253,10 @@ def main() -> None:
     packages = ", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "executorch", "ai-edge-litert", "torch"))
     print(f"# How fast on a device's runtimes, and how heavy?\n\n{command_block(__doc__)}\n")
     print(
-        f"{SIZE} px, {THREADS} threads of {os.cpu_count()} cores of an x86 server (no phone was at hand), all "
-        f"models by turns in one run: {options.turns} turns of {options.runs} photos after an unmeasured one. Times are "
-        f"the median of the turns' medians, in brackets the fastest and the slowest turn; ratios are of the same turn, mean ± "
-        f"deviation. {packages}, onnxruntime-web {RUNTIME_VERSION}, headless Chromium. Commit {commit()}.\n"
+        f"{SIZE} px, {THREADS} threads of {os.cpu_count()} cores of an x86 server (no phone was at hand), all models "
+        f"by turns in one run: {options.turns} turns of {options.runs} photos after an unmeasured one. Times are the "
+        "median of the turns' medians, in brackets the fastest and the slowest turn; ratios are of the same turn, mean "
+        f"± deviation. {packages}, onnxruntime-web {RUNTIME_VERSION}, headless Chromium. Commit {commit()}.\n"
     )
     print("\n".join(speeds(subjects)))
     print("\n## Bytes\n\n" + "\n".join(heavy))
