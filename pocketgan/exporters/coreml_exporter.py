@@ -118,6 +118,10 @@ class CoreMLExporter(Exporter):
         _write(model, path)
         return findings
 
+    def runs_here(self) -> bool:
+        """Whether this is a Mac."""
+        return sys.platform == "darwin"
+
     def load(self, path: Path, threads: int | None = None) -> ExportedModel:
         """Open a package on a Mac; see ``Exporter.load``. Core ML chooses its threads itself.
 
