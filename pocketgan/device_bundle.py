@@ -88,7 +88,7 @@ def _card(every: dict[str, dict[str, Any]], origin: dict[str, str]) -> str:
     ]  # fmt: skip
     lint = [
         f"- {name}: {found['operation']} ×{found['number']}: {found['why']}; "
-        f"{'replaced by' if found['applied'] else 'advised:'} {found['remedy']}"
+        f"{'applied:' if found['applied'] else 'advised:'} {found['remedy']}"
         for name, figures in every.items()
         for found in figures["lint"]
     ]

@@ -525,6 +525,6 @@ def describe(exported: Exported) -> str:
         parts.append(f"in float32 stay {', '.join(figures['excluded']) or 'no layers'}")
     lines = ["; ".join(parts)]
     for found in figures["lint"]:
-        done = "replaced by" if found["applied"] else "advised:"
+        done = "applied:" if found["applied"] else "advised:"
         lines.append(f"  {found['operation']} ×{found['number']}: {found['why']}; {done} {found['remedy']}")
     return "\n".join(lines)

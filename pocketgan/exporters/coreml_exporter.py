@@ -23,7 +23,6 @@ from pocketgan.exporters.exporter import (
     require,
 )
 from pocketgan.exporters.quiet import lacks, quiet
-from pocketgan.exporters.rewrites import fold_batch_norms
 from pocketgan.files import TEMPORARY_SUFFIX, whole_folder
 
 _METADATA = "pocketgan"
@@ -87,7 +86,6 @@ class CoreMLExporter(Exporter):
         options = dataclasses.replace(options or ExportOptions(), dynamic_size=False)
         properties = file_metadata(metadata, size, size_divisor, options)
         network = deployable(network).requires_grad_(False)
-        fold_batch_norms(network)
         shape = (1, 3, size, size)
         if options.pixels == "uint8":
             network = _ToPixels(network)

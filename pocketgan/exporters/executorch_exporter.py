@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +23,7 @@ from pocketgan.exporters.exporter import (
     with_pixels,
 )
 from pocketgan.exporters.quiet import lacks, quiet
-from pocketgan.exporters.rewrites import MERGED_UPSAMPLING, decompositions, fold_batch_norms, merge_upsamplings
+from pocketgan.exporters.rewrites import MERGED_UPSAMPLING, decompositions, merge_upsamplings
 from pocketgan.files import write_whole
 
 _METADATA = "pocketgan_metadata"
@@ -35,10 +36,10 @@ _REWRITES = {
     "aten.layer_norm.default": "means over the last two of four dimensions, and products",
     "aten.group_norm.default": "means over pixels and over a group's channels, and products",
     "aten.instance_norm.default": "means over pixels, and products",
+    "aten.reflection_pad2d": "the picture's own rows and columns, joined",
+    "aten.replication_pad2d": "the picture's own rows and columns, joined",
 }
 _ADVICE = {
-    "reflection_pad2d": "train with zero padding, as E2GANGenerator does",
-    "replication_pad2d": "train with zero padding, as E2GANGenerator does",
     "upsample_nearest2d": "put the nn.Upsample(scale_factor=2) and a 3×3 nn.Conv2d next to each other in an "
     "nn.Sequential, which the exporter merges",
     "gelu": "train with ReLU for fp16; in fp32 it is delegated",
@@ -80,7 +81,6 @@ class ExecuTorchExporter(Exporter):
         options = dataclasses.replace(options or ExportOptions(), dynamic_size=False)
         properties = file_metadata(metadata, size, size_divisor, options)
         network = deployable(network).requires_grad_(False)
-        fold_batch_norms(network)
         merged = merge_upsamplings(network)
         if options.precision == "fp16":
             network = _InHalf(network.half())
@@ -88,7 +88,7 @@ class ExecuTorchExporter(Exporter):
         photo = example_photos("float32", 1, size)
         with quiet():
             program = torch.export.export(network, (photo,), strict=False)
-            rewritten = Counter(str(node.target) for node in program.graph.nodes if str(node.target) in _REWRITES)
+            rewritten = _rewritten(program.graph)
             program = program.run_decompositions(decompositions())
             module = _quantised(program, options) if options.precision == "int8" else program.module()
             picture = example_photos(options.pixels, 1, size)
@@ -111,11 +111,10 @@ class ExecuTorchExporter(Exporter):
     def load(self, path: Path, threads: int | None = None) -> ExportedModel:
         """Open a program on the CPU; see ``Exporter.load``.
 
-        ExecuTorch has one pool of threads for all programs: the last one loaded sets its size.
+        ExecuTorch has one pool of threads for all programs: models of other numbers of threads make it anew by turns.
         """
         with quiet():
             runtime = _require("executorch.runtime").Runtime.get()
-            library = _require("executorch.extension.pybindings.portable_lib")
         if not path.is_file():
             raise FileNotFoundError(f"{path} is no file; `pocketgan export` writes one")
         data = path.read_bytes()
@@ -125,32 +124,70 @@ class ExecuTorchExporter(Exporter):
             program = runtime.load_program(data)
             named = _METADATA in program.method_names
             metadata = json.loads(bytes(program.load_method(_METADATA).execute([])[0].tolist())) if named else {}
-            forward = program.load_method("forward") if metadata else None
+            model = _ExecuTorchModel(data, metadata, threads or torch.get_num_threads()) if named else None
         except RuntimeError as error:
             raise ValueError(
                 f"{path} ({len(data)} bytes) cannot be run by this ExecuTorch; {_ACCEPTED}. The runtime says: {error}"
             ) from error
-        if forward is None:
+        if model is None:
             raise ValueError(
                 f"{path} is another program's (methods {', '.join(sorted(program.method_names))}, "
                 f"none {_METADATA}); {_ACCEPTED}"
             )
-        threads = threads or torch.get_num_threads()
-        library._unsafe_reset_threadpool(threads)
-        return _ExecuTorchModel(program, metadata, threads)
+        return model
+
+
+class _ThreadPool:
+    """ExecuTorch's pool of threads, one for all programs of a process.
+
+    XNNPACK keeps a pointer to it in every method that is loaded, and making it anew frees what they point to: a method
+    is good for the generation in which it was loaded.
+
+    Attributes:
+        lock: Held while methods are loaded and run.
+    """
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self._generation = 0
+
+    def sized(self, threads: int) -> int:
+        """Make the pool anew if it has another number of threads.
+
+        Returns:
+            Its generation.
+        """
+        library = _require("executorch.extension.pybindings.portable_lib")
+        if library._threadpool_get_thread_count() != threads:
+            library._unsafe_reset_threadpool(threads)
+            self._generation += 1
+        return self._generation
+
+
+_POOL = _ThreadPool()
 
 
 class _ExecuTorchModel(ExportedModel):
-    def __init__(self, program: Any, metadata: dict[str, str], threads: int) -> None:
+    def __init__(self, data: bytes, metadata: dict[str, str], threads: int) -> None:
         self.metadata = metadata
         self.threads = threads
-        # a method lives no longer than its program
-        self._program = program
+        self._data = data
+        with _POOL.lock:
+            self._load(_POOL.sized(threads))
+
+    def _load(self, generation: int) -> None:
+        self._generation = generation
+        # programs keep their methods: another program loads another
+        self._program = _require("executorch.runtime").Runtime.get().load_program(self._data)
+        self._forward = self._program.load_method("forward")
 
     def _run(self, photos: Tensor) -> Tensor:
-        method = self._program.load_method("forward")
-        # the runtime reads memory in order, whatever the strides
-        return torch.cat([method.execute([photo.contiguous()])[0].clone() for photo in photos.split(1)])
+        with _POOL.lock:
+            generation = _POOL.sized(self.threads)
+            if generation != self._generation:
+                self._load(generation)
+            # the runtime reads memory in order, whatever the strides
+            return torch.cat([self._forward.execute([photo.contiguous()])[0].clone() for photo in photos.split(1)])
 
 
 class _InHalf(nn.Module):
@@ -208,6 +245,17 @@ def _as_tensor(metadata: dict[str, str]) -> Tensor:
 def _operation(target: Any) -> str:
     name = str(getattr(target, "__name__", target))
     return name.removeprefix("aten.").removeprefix("dim_order_ops.").split(".")[0]
+
+
+def _rewritten(graph: torch.fx.Graph) -> Counter[str]:
+    """Operations for which others will stand, by keys of ``_REWRITES``."""
+    names = (
+        {"reflect": "aten.reflection_pad2d", "replicate": "aten.replication_pad2d"}.get(str(node.args[2]), "")
+        if node.target is torch.ops.aten.pad.default and len(node.args) > 2
+        else str(node.target)
+        for node in graph.nodes
+    )
+    return Counter(name for name in names if name in _REWRITES)
 
 
 def _outside(graph: torch.fx.Graph) -> Counter[str]:

@@ -176,6 +176,41 @@ def instance_norm(
     return group_norm(features, features.shape[1], weight, bias, eps, cudnn_enabled)
 
 
+def _padding(features: Tensor, pad: Sequence[int], indices: Callable[[int, int, int], list[int]]) -> Tensor:
+    """Pad (B, C, H, W) by joining its own columns and rows.
+
+    Args:
+        features: What is padded.
+        pad: Left, right, top, bottom.
+        indices: Of a side's length, the pixels before and those after: which columns or rows to join around it.
+    """
+    left, right, top, bottom = pad
+    for dimension, before, after in ((3, left, right), (2, top, bottom)):
+        length = features.shape[dimension]
+        around = [features.narrow(dimension, index, 1) for index in indices(length, before, after)]
+        features = torch.cat([*around[:before], features, *around[before:]], dimension)
+    return features
+
+
+def _reflected(length: int, before: int, after: int) -> list[int]:
+    return [*range(before, 0, -1), *range(length - 2, length - 2 - after, -1)]
+
+
+def _replicated(length: int, before: int, after: int) -> list[int]:
+    return [0] * before + [length - 1] * after
+
+
+def pad(features: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
+    """Reflection and replication padding of (B, C, H, W); torch's own decomposition looks every pixel up."""
+    del value
+    if mode not in _AROUND or features.ndim != 4 or len(pad) != 4 or min(pad) < 0:
+        return NotImplemented
+    return _padding(features, pad, _AROUND[mode])
+
+
+_AROUND = {"reflect": _reflected, "replicate": _replicated}
+
+
 def _group_mean(features: Tensor, groups: int) -> Tensor:
     """Each channel's group's mean over channels and pixels, (B, C, 1, 1)."""
     batch, channels = features.shape[:2]
@@ -214,6 +249,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.layer_norm.default: layer_norm,
         aten.group_norm.default: group_norm,
         aten.instance_norm.default: instance_norm,
+        aten.pad.default: pad,
         aten.split.Tensor: _split,
         aten.expand.default: _expand,
     }
