@@ -12,7 +12,7 @@ from lightning_modules.pair_synthesis import PairSynthesis
 from lightning_modules.paired_gan import PairedGAN
 from lightning_modules.personalization import Personalization
 from lightning_modules.run import load_base, load_concepts, load_module, load_run, load_unpaired_run
-from lightning_modules.run_state import trained_data_of
+from lightning_modules.run_state import read_config, trained_data_of
 from lightning_modules.unpaired_dgl_compression import UnpairedDGLCompression
 from lightning_modules.unpaired_gan import UnpairedGAN
 
@@ -35,5 +35,6 @@ __all__ = [
     "load_module",
     "load_run",
     "load_unpaired_run",
+    "read_config",
     "trained_data_of",
 ]

@@ -21,7 +21,8 @@ def export(
     concept: str | None = None,
     adapters: str | None = None,
     precision: Literal["fp32", "fp16", "int8"] = "fp32",
-    pixels: Literal["float32", "uint8"] = "float32",
+    pixels: Literal["float32", "uint8"] | None = None,
+    opset: int | None = None,
     fixed_size: bool = False,
     size: int | None = None,
     threads: int = 2,
@@ -36,13 +37,15 @@ def export(
     Args:
         run: Run folder of a base or an adapter.
         out: Folder for the bundle: the model (CONCEPT.onnx, CONCEPT.int8.onnx, CONCEPT.pte, …), its figures
-            (….json), model_card.md and SHA256SUMS; several exports may share it.
+            (….json), model_card.md and SHA256SUMS; several exports may share it, but one pack or page alone.
         target: The device's format; web is a page with ONNX Runtime in the browser, see `pocketgan serve`.
         concept: The concept to export; needed where a base knows several.
         adapters: Run folders of adapters with commas between, of which RUN is the base: a pack with all concepts, each
             costing its adapter's bytes (onnx and web).
         precision: Of weights and activations; int8 is calibrated, and leaves in float32 what it hurts.
-        pixels: uint8 models take and give (B, H, W, 3) in 0 to 255, float32 ones (B, 3, H, W) in -1 to 1.
+        pixels: uint8 models take and give (B, H, W, 3) in 0 to 255, float32 ones (B, 3, H, W) in -1 to 1; if not given,
+            uint8 for web and packs, else float32.
+        opset: ONNX's operator set, 18 to 25 (web: to 22); if not given, 23 (web: 20).
         fixed_size: One square alone; else any height and width that the divisor divides, where the format can.
         size: Side in pixels at which it is checked and timed, and that of a model of one size; the training's if not
             given.
@@ -58,17 +61,18 @@ def export(
     from pocketgan.wandb_export import record_export
 
     request = ExportRequest(
-        target,
-        precision,
-        pixels,
-        not fixed_size,
-        size,
-        threads,
-        photos,
-        calibration,
-        fine_tune_images,
-        largest_l1_increase,
-        photo_licence,
+        target=target,
+        precision=precision,
+        pixels=pixels,
+        opset=opset,
+        dynamic_size=not fixed_size,
+        size=size,
+        threads=threads,
+        photos=photos,
+        calibration=calibration,
+        fine_tune_images=fine_tune_images,
+        largest_l1_increase=largest_l1_increase,
+        photo_licence=photo_licence,
     )
     if adapters is not None:
         if concept is not None:
@@ -77,7 +81,7 @@ def export(
         exported = export_pack(run, folders, out, request)
     else:
         exported = [export_run(run, out, request, concept)]
-        record_export(run, exported[0].file)
+    record_export(run, exported)
     for model in exported:
         print(describe(model))
     print(f"{out / 'model_card.md'} describes it, {out / 'SHA256SUMS'} has the digests")

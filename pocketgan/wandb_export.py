@@ -1,19 +1,23 @@
 """An exported model beside its run at Weights & Biases."""
 
-import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pocketgan.device_bundle import figures_file
 from pocketgan.run_folder import wandb_result_name, wandb_run_of
 
+if TYPE_CHECKING:
+    from pocketgan.device_export import Exported
 
-def record_export(run: Path, file: Path) -> None:
-    """Log an exported model as an artifact of its run, where that was logged online; a failure is a warning.
+
+def record_export(run: Path, exported: Sequence["Exported"]) -> None:
+    """Log exported models as an artifact of their run, where that was logged online; a failure is a warning.
 
     Args:
-        run: Run folder.
-        file: The model; its figures stand beside it in a JSON file.
+        run: Run folder; of a pack, the base's.
+        exported: A model, or the concepts of a pack.
     """
     found = wandb_run_of(run)
     if found is None or found["mode"] != "online":
@@ -25,10 +29,13 @@ def record_export(run: Path, file: Path) -> None:
             id=found["id"], project=found["project"], entity=found["entity"], resume="allow", dir=str(run)
         ) as logged:
             logged.use_artifact(f"{wandb_result_name(found['id'])}:latest")
-            figures = figures_file(file)
-            exported = wandb.Artifact(f"export-{found['id']}", "export", metadata=json.loads(figures.read_text()))
-            (exported.add_dir if file.is_dir() else exported.add_file)(str(file))
-            exported.add_file(str(figures))
-            logged.log_artifact(exported)
+            figures = {model.file.name: model.figures for model in exported}
+            metadata = figures if exported[0].parts else exported[0].figures
+            artifact = wandb.Artifact(f"export-{found['id']}", "export", metadata=metadata)
+            for file in [*exported[0].parts, *(model.file for model in exported)]:
+                (artifact.add_dir if file.is_dir() else artifact.add_file)(str(file))
+            for model in exported:
+                artifact.add_file(str(figures_file(model.file)))
+            logged.log_artifact(artifact)
     except (wandb.Error, OSError, TypeError, ValueError) as error:
-        warnings.warn(f"{file} is exported, but not recorded at Weights & Biases: {error}", stacklevel=2)
+        warnings.warn(f"{exported[0].file} is exported, but not recorded at Weights & Biases: {error}", stacklevel=2)

@@ -4,35 +4,26 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from pocketgan.adapters import ConceptChanges, SwitchableGenerator
 from pocketgan.digest import weights_digest
-from pocketgan.exporters.exporter import ExportedModel, ExportOptions, file_metadata
+from pocketgan.exporters.exporter import ExportedModel, ExportOptions, LintFinding, PackedConcept, file_metadata
 from pocketgan.exporters.onnx_exporter import OnnxExporter
+from pocketgan.exporters.onnx_lint import lint_onnx
 from pocketgan.files import sha256_of, whole_files
+
+if TYPE_CHECKING:  # adapters are merged and timed by what needs this package
+    from pocketgan.adapters import ConceptChanges, SwitchableGenerator
 
 PACK_FILE_NAME = "pack.json"
 GRAPH_FILE_NAME = "base.onnx"
 WEIGHTS_FILE_NAME = "base.weights"
 _FORMAT = {"format": "pocketgan-pack", "version": 1}
 _LORA_A, _LORA_B = ".lora_A", ".lora_B"
-
-
-class PackedConcept(NamedTuple):
-    """A concept of a pack.
-
-    Attributes:
-        name: What it is asked for by.
-        prompt: Its text.
-    """
-
-    name: str
-    prompt: str
 
 
 class _OnTokens(nn.Module):
@@ -51,7 +42,7 @@ class _OnTokens(nn.Module):
 
 
 def write_pack(
-    model: SwitchableGenerator,
+    model: "SwitchableGenerator",
     concepts: Sequence[PackedConcept],
     folder: Path,
     size: int,
@@ -60,7 +51,7 @@ def write_pack(
     dynamic_size: bool = True,
     opset: int = 23,
     title: str = "",
-) -> None:
+) -> list[LintFinding]:
     """Write a base once and what each concept changes in it.
 
     ``base.onnx`` holds the graph, uint8 pictures (B, H, W, 3) to the same, and what no concept changes. The tensors
@@ -78,13 +69,20 @@ def write_pack(
         opset: ONNX's operator set.
         title: Of the page that shows it.
 
+    Returns:
+        The operations of the graph that leave an accelerator.
+
     Raises:
         ImportError: A package is not installed.
-        ValueError: There is no concept, one is unknown or two are alike, or prompts differ in their number of tokens.
+        ValueError: There is no concept, one is unknown, two are alike or would share a file, or prompts differ in their
+            number of tokens.
     """
     names = [concept.name for concept in concepts]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"a pack needs concepts of different names, not {', '.join(names) or 'none'}")
+    if not names or len(set(map(_file_name, names))) < len(names):
+        raise ValueError(
+            f"a pack needs concepts whose names differ in letters, digits, dots or hyphens, not "
+            f"{', '.join(names) or 'none'}"
+        )
     changes = {name: model.changes(name) for name in names}
     lengths = {name: len(change.tokens) for name, change in changes.items()}
     if len(set(lengths.values())) > 1:
@@ -121,6 +119,7 @@ def write_pack(
             "sha256": {name: sha256_of(temporary / name) for name in written},
         }
         (temporary / PACK_FILE_NAME).write_text(json.dumps(pack, indent=2))
+    return lint_onnx(graph, model.base)
 
 
 def describe_single(file: Path, concept: PackedConcept, exported: ExportedModel, title: str = "") -> None:
@@ -162,24 +161,33 @@ class ConceptPack:
 
     Raises:
         FileNotFoundError: The folder holds no pack, or a file of it is missing.
-        ValueError: The file is of another program or version, or a file's digest is not the one that the pack names.
+        ValueError: ``pack.json`` is damaged or of another program or version, or a file's digest is not the one that it
+            names.
     """
 
     def __init__(self, folder: Path) -> None:
-        listing = folder / PACK_FILE_NAME
-        if not listing.is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no pack ({PACK_FILE_NAME} is missing); `pocketgan export` writes one"
-            )
-        self._pack: dict[str, Any] = json.loads(listing.read_text())
-        found = {key: self._pack.get(key) for key in _FORMAT}
-        if found != _FORMAT:
-            raise ValueError(f"{listing} says {found}, but {_FORMAT} is needed; export it with this version")
+        self._pack = read_pack(folder)
         for name, wanted in self._pack["sha256"].items():
             check_digest(folder / name, wanted)
         self._folder = folder
         self.concepts = [concept["name"] for concept in self._pack["concepts"]]
         self.size_divisor: int = self._pack["size_divisor"]
+
+    @property
+    def shared_files(self) -> list[str]:
+        """Names of the files that all concepts share, ``pack.json`` among them."""
+        return [PACK_FILE_NAME, *(self._pack[key] for key in ("graph", "weights") if self._pack[key] is not None)]
+
+    def file_of(self, concept: str) -> Path:
+        """The file of a concept; the graph's where it holds the one concept.
+
+        Raises:
+            ValueError: There is no such concept.
+        """
+        if concept not in self.concepts:
+            raise ValueError(f"{self._folder} does not hold {concept}; it holds {', '.join(self.concepts)}")
+        (entry,) = (entry for entry in self._pack["concepts"] if entry["name"] == concept)
+        return self._folder / (entry["file"] or self._pack["graph"])
 
     def open(self, concept: str, threads: int | None = None, adapter_scale: float = 1.0) -> ExportedModel:
         """Load the base with a concept in it.
@@ -194,13 +202,9 @@ class ConceptPack:
             ImportError: ONNX Runtime is not installed.
             ValueError: There is no such concept.
         """
-        if concept not in self.concepts:
-            raise ValueError(f"{self._folder} does not hold {concept}; it holds {', '.join(self.concepts)}")
-        (entry,) = (entry for entry in self._pack["concepts"] if entry["name"] == concept)
-        graph = self._folder / self._pack["graph"]
-        if entry["file"] is None:
-            return OnnxExporter().load(graph, threads)
-        return OnnxExporter().load(graph, threads, self._weights(self._folder / entry["file"], adapter_scale))
+        file, graph = self.file_of(concept), self._folder / self._pack["graph"]
+        weights = None if file == graph else self._weights(file, adapter_scale)
+        return OnnxExporter().load(graph, threads, weights)
 
     def _weights(self, file: Path, adapter_scale: float) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
         """Every tensor that concepts change, as this one has it."""
@@ -217,6 +221,21 @@ class ConceptPack:
                 base = base + adapter_scale * delta.numpy().reshape(base.shape)
             weights[name] = np.ascontiguousarray(base, np.float32)
         return weights
+
+
+def read_pack(folder: Path) -> dict[str, Any]:
+    """What the ``pack.json`` of a folder says; see ``ConceptPack``."""
+    listing = folder / PACK_FILE_NAME
+    if not listing.is_file():
+        raise FileNotFoundError(f"{folder} holds no pack ({PACK_FILE_NAME} is missing); `pocketgan export` writes one")
+    try:
+        pack = json.loads(listing.read_text())
+    except ValueError as error:  # no JSON, or no text
+        raise ValueError(f"{listing} is damaged ({error}); copy the whole folder again, or export again") from error
+    found = {key: pack.get(key) for key in _FORMAT} if isinstance(pack, dict) else {}
+    if found != _FORMAT:
+        raise ValueError(f"{listing} says {found}, but {_FORMAT} is needed; export it with this version")
+    return pack
 
 
 def check_digest(file: Path, wanted: str) -> None:
@@ -240,7 +259,7 @@ def _module_name(initializer: str) -> str:
     return initializer.removeprefix("network.").replace(".affine.", ".")
 
 
-def _tensors(change: ConceptChanges, initializers: dict[str, Any]) -> dict[str, Tensor]:
+def _tensors(change: "ConceptChanges", initializers: dict[str, Any]) -> dict[str, Tensor]:
     """A concept's file: tensors under the names, and in the shapes, that the graph has."""
     whole = {"tokens": change.tokens, **{f"generator.{key}": value for key, value in change.whole.items()}}
     tensors = {

@@ -17,10 +17,12 @@ from pocketgan.exporters.exporter import (
     ExportedModel,
     Exporter,
     ExportOptions,
+    Int8Scheme,
     LintFinding,
     deployable,
     file_metadata,
     require,
+    thread_count,
 )
 from pocketgan.exporters.quiet import lacks, quiet
 from pocketgan.files import TEMPORARY_SUFFIX, whole_folder
@@ -69,7 +71,7 @@ class CoreMLExporter(Exporter):
     """
 
     suffix = ".mlpackage"
-    precisions = ("fp32", "fp16", "int8")
+    scheme = Int8Scheme(activations=False)
 
     def export(
         self,
@@ -108,13 +110,18 @@ class CoreMLExporter(Exporter):
                     skip_model_load=True,
                 )
             except (NotImplementedError, ValueError, RuntimeError, KeyError) as error:
-                raise lacks("Core ML", error) from error
+                raise lacks("Core ML", error, program) from error
             findings = _findings(model._mil_program.functions["main"].operations)
             if options.precision == "int8":
                 model = _quantised(model, options)
         model.user_defined_metadata[_METADATA] = json.dumps(properties)
         _write(model, path)
         return findings
+
+    def import_runtime(self) -> None:
+        """Import coremltools."""
+        with quiet():
+            _require("coremltools")
 
     def runs_here(self) -> bool:
         """Whether this is a Mac."""
@@ -126,8 +133,8 @@ class CoreMLExporter(Exporter):
         Raises:
             RuntimeError: This is no Mac.
         """
-        with quiet():
-            coremltools = _require("coremltools")
+        self.import_runtime()
+        coremltools = _require("coremltools")
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; `pocketgan export` writes one")
         if not path.is_dir():
@@ -145,7 +152,7 @@ class CoreMLExporter(Exporter):
             )
         with quiet():
             model = coremltools.models.MLModel(str(path))
-        return _CoreMLModel(model, json.loads(written[_METADATA]), threads or torch.get_num_threads())
+        return _CoreMLModel(model, json.loads(written[_METADATA]), thread_count(threads))
 
 
 class _CoreMLModel(ExportedModel):
@@ -154,15 +161,15 @@ class _CoreMLModel(ExportedModel):
         self.threads = threads
         self._model = model
 
-    def _run(self, photos: Tensor) -> Tensor:
-        return torch.cat([self._run_one(photo) for photo in photos.split(1)])
+    def run(self, pictures: Tensor) -> Tensor:
+        return torch.cat([self._run_one(picture) for picture in pictures.split(1)])
 
-    def _run_one(self, photo: Tensor) -> Tensor:
+    def _run_one(self, picture: Tensor) -> Tensor:
         if self.metadata["pixels"] == "float32":
-            return torch.from_numpy(np.array(self._model.predict({"photo": photo.numpy()})["edit"], np.float32))
+            return torch.from_numpy(np.array(self._model.predict({"photo": picture.numpy()})["edit"], np.float32))
         from PIL import Image
 
-        edit = self._model.predict({"photo": Image.fromarray(photo[0].numpy())})["edit"]
+        edit = self._model.predict({"photo": Image.fromarray(picture[0].numpy())})["edit"]
         return torch.from_numpy(np.array(edit.convert("RGB")))[None]
 
 

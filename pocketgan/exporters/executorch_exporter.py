@@ -16,10 +16,13 @@ from pocketgan.exporters.exporter import (
     Exporter,
     ExportOptions,
     LintFinding,
+    calibration_photos,
     deployable,
     example_photos,
     file_metadata,
+    in_half,
     require,
+    thread_count,
     with_pixels,
 )
 from pocketgan.exporters.quiet import lacks, quiet
@@ -56,13 +59,13 @@ class ExecuTorchExporter(Exporter):
     The size is fixed whatever ``dynamic_size`` says: XNNPACK takes no reshape to a size that is not known, and the
     transformer's tokens are one.
 
-    fp16 computes in half precision between float32 photos. int8 is PyTorch's export quantisation with the scheme of
-    ExecuTorch's ``XNNPACKQuantizer``: convolutions, linear layers and the sums after them in int8, with weights per
-    output channel; norms, softmax and gates stay in float32.
+    fp16 computes in half precision between float32 photos; the file holds convolutions' weights in float32 all the same
+    (backends/xnnpack/operators/op_conv2d.py), so that it is hardly smaller. int8 is PyTorch's export
+    quantisation with the scheme of ExecuTorch's ``XNNPACKQuantizer``: convolutions, linear layers and the sums after
+    them in int8, with weights per output channel; norms, softmax and gates stay in float32.
     """
 
     suffix = ".pte"
-    precisions = ("fp32", "fp16", "int8")
 
     def export(
         self,
@@ -83,7 +86,7 @@ class ExecuTorchExporter(Exporter):
         network = deployable(network).requires_grad_(False)
         merged = merge_upsamplings(network)
         if options.precision == "fp16":
-            network = _InHalf(network.half())
+            network = in_half(network)
         # between pictures, quantisation sees the network's own values
         photo = example_photos("float32", 1, size)
         with quiet():
@@ -102,19 +105,24 @@ class ExecuTorchExporter(Exporter):
                 left = _outside(edge.exported_program().graph)
                 compiled = edge.to_executorch()
             except (RuntimeError, NotImplementedError, torch._export.verifier.SpecViolationError) as error:
-                raise lacks("ExecuTorch", error) from error
+                raise lacks("ExecuTorch", error, program) from error
         _refuse_absent(compiled.exported_program(), set(runtime.operator_registry.operator_names))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, bytes(compiled.buffer))
         return _findings(merged, rewritten, left)
+
+    def import_runtime(self) -> None:
+        """Import the runtime with its kernels."""
+        with quiet():
+            _require("executorch.runtime").Runtime.get()
 
     def load(self, path: Path, threads: int | None = None) -> ExportedModel:
         """Open a program on the CPU; see ``Exporter.load``.
 
         ExecuTorch has one pool of threads for all programs: models of other numbers of threads make it anew by turns.
         """
-        with quiet():
-            runtime = _require("executorch.runtime").Runtime.get()
+        self.import_runtime()
+        runtime = _require("executorch.runtime").Runtime.get()
         if not path.is_file():
             raise FileNotFoundError(f"{path} is no file; `pocketgan export` writes one")
         data = path.read_bytes()
@@ -124,7 +132,7 @@ class ExecuTorchExporter(Exporter):
             program = runtime.load_program(data)
             named = _METADATA in program.method_names
             metadata = json.loads(bytes(program.load_method(_METADATA).execute([])[0].tolist())) if named else {}
-            model = _ExecuTorchModel(data, metadata, threads or torch.get_num_threads()) if named else None
+            model = _ExecuTorchModel(data, metadata, thread_count(threads)) if named else None
         except RuntimeError as error:
             raise ValueError(
                 f"{path} ({len(data)} bytes) cannot be run by this ExecuTorch; {_ACCEPTED}. The runtime says: {error}"
@@ -181,25 +189,13 @@ class _ExecuTorchModel(ExportedModel):
         self._program = _require("executorch.runtime").Runtime.get().load_program(self._data)
         self._forward = self._program.load_method("forward")
 
-    def _run(self, photos: Tensor) -> Tensor:
+    def run(self, pictures: Tensor) -> Tensor:
         with _POOL.lock:
             generation = _POOL.sized(self.threads)
             if generation != self._generation:
                 self._load(generation)
             # the runtime reads memory in order, whatever the strides
-            return torch.cat([self._forward.execute([photo.contiguous()])[0].clone() for photo in photos.split(1)])
-
-
-class _InHalf(nn.Module):
-    """A half-precision network between float32 photos."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, photo: Tensor) -> Tensor:
-        edit: Tensor = self.network(photo.half())
-        return edit.float()
+            return torch.cat([self._forward.execute([each.contiguous()])[0].clone() for each in pictures.split(1)])
 
 
 def _quantised(program: torch.export.ExportedProgram, options: ExportOptions) -> nn.Module:
@@ -226,7 +222,7 @@ def _quantised(program: torch.export.ExportedProgram, options: ExportOptions) ->
     quantizer.set_filter_function(is_quantised)
     prepared = pt2e.prepare_pt2e(program.module(), quantizer)
     with torch.no_grad():
-        for photo in options.calibration:
+        for photo in calibration_photos(dataclasses.replace(options, pixels="float32")):
             prepared(photo)
     converted: nn.Module = pt2e.convert_pt2e(prepared)
     return converted

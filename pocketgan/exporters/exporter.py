@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +30,8 @@ class ExportOptions:
             Pillow, cameras and canvases hold a picture: the conversion is in the graph.
         dynamic_size: Any height and width that ``size_divisor`` divides, where the format can; else a square of the
             training's size alone.
-        calibration: Photos (1, 3, size, size) in [-1, 1]; int8 needs them.
+        calibration: Photos (1, 3, size, size) in [-1, 1]; int8 needs them where activations are rounded, too
+            (``Exporter.scheme``).
         excluded: Names of the network's modules that int8 leaves in float32.
     """
 
@@ -43,10 +45,8 @@ class ExportOptions:
         """Refuse what cannot be calibrated on.
 
         Raises:
-            ValueError: int8 without calibration photos, or photos of another kind.
+            ValueError: Calibration photos of another kind.
         """
-        if self.precision == "int8" and not self.calibration:
-            raise ValueError("int8 needs calibration photos; give some, 20 or more")
         for photo in self.calibration:
             if photo.ndim != 4 or photo.shape[:2] != (1, 3) or not photo.is_floating_point():
                 raise ValueError(
@@ -74,6 +74,30 @@ class LintFinding(NamedTuple):
     why: str
     remedy: str
     applied: bool
+
+
+class PackedConcept(NamedTuple):
+    """A concept of a device model.
+
+    Attributes:
+        name: What it is asked for by.
+        prompt: Its text.
+    """
+
+    name: str
+    prompt: str
+
+
+class Int8Scheme(NamedTuple):
+    """What a target's int8 rounds.
+
+    Attributes:
+        weight_bits: Of weights, symmetric, a scale for each output channel.
+        activations: What lies between layers is rounded, too, in ranges that calibration photos show.
+    """
+
+    weight_bits: int = 8
+    activations: bool = True
 
 
 class ExportedModel(ABC):
@@ -121,14 +145,22 @@ class ExportedModel(ABC):
                 f"the photos are {width}×{height} pixels, but both must be multiples of {self.size_divisor}; "
                 "pad them, or let Editor do it"
             )
-        photos = photos.detach().cpu().float()
+        edits = self.run(self.pictures(photos))
         if self.metadata["pixels"] == "float32":
-            return self._run(photos)
-        return self._run(as_pixels(photos, "uint8")).permute(0, 3, 1, 2).float() / 127.5 - 1
+            return edits
+        # by NumPy, since PyTorch's threads would wait in the way of the runtime's
+        return torch.from_numpy(edits.permute(0, 3, 1, 2).numpy().astype(np.float32) / 127.5 - 1)
+
+    def pictures(self, photos: Tensor) -> Tensor:
+        """Photos (B, 3, H, W) in [-1, 1] as ``run`` takes them."""
+        return as_pixels(photos.detach().cpu().float(), "uint8" if self.metadata["pixels"] == "uint8" else "float32")
 
     @abstractmethod
-    def _run(self, photos: Tensor) -> Tensor:
-        """Edit photos of an accepted size: (B, 3, H, W) float32, or (B, H, W, 3) uint8, as ``pixels`` says."""
+    def run(self, pictures: Tensor) -> Tensor:
+        """Edit pictures of an accepted size: (B, 3, H, W) float32, or (B, H, W, 3) uint8, as ``pixels`` says.
+
+        Several threads may call it.
+        """
 
 
 class Exporter(ABC):
@@ -136,11 +168,13 @@ class Exporter(ABC):
 
     Attributes:
         suffix: How its files end.
-        precisions: Those that it writes.
+        own_pixels: What its models take and give where nothing else is asked for.
+        scheme: What its int8 rounds.
     """
 
     suffix: ClassVar[str]
-    precisions: ClassVar[tuple[Precision, ...]]
+    own_pixels: ClassVar[Pixels] = "float32"
+    scheme: ClassVar[Int8Scheme] = Int8Scheme()
 
     @abstractmethod
     def export(
@@ -168,8 +202,31 @@ class Exporter(ABC):
 
         Raises:
             ImportError: A package that the format needs is not installed.
-            ValueError: ``size`` is not a multiple of ``size_divisor``, or the format lacks the precision or an
-                operation of the network.
+            ValueError: ``size`` is not a multiple of ``size_divisor``, the format lacks an operation of the network, or
+                int8 has no photos to be calibrated on.
+        """
+
+    def check_tools(self) -> None:  # noqa: B027  most need none
+        """Refuse before the work what an export would lack besides Python packages.
+
+        Raises:
+            FileNotFoundError: A tool or file is missing.
+        """
+
+    def accompany(self, file: Path, concept: PackedConcept) -> None:  # noqa: B027  most stand alone
+        """Write into a model's folder what is needed beside it.
+
+        Args:
+            file: What ``export`` wrote.
+            concept: What it does.
+        """
+
+    @abstractmethod
+    def import_runtime(self) -> None:
+        """Import the packages that ``load`` needs.
+
+        Raises:
+            ImportError: One is not installed.
         """
 
     def runs_here(self) -> bool:
@@ -182,14 +239,26 @@ class Exporter(ABC):
 
         Args:
             path: The file.
-            threads: How many threads to compute with; as many as PyTorch uses if None.
+            threads: How many threads to compute with, 1 or more; as many as PyTorch uses if None.
 
         Raises:
             FileNotFoundError: There is no such file.
             ImportError: A package that the runtime needs is not installed.
             RuntimeError: The format does not run on this machine.
-            ValueError: The file is of another format, or pocketgan did not write it.
+            ValueError: The file is of another format, pocketgan did not write it, or ``threads`` is below 1.
         """
+
+
+class _InHalf(nn.Module):
+    """A network that computes in float16 between float32 photos and edits."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.half()
+
+    def forward(self, photo: Tensor) -> Tensor:
+        edit: Tensor = self.network(photo.half())
+        return edit.float()
 
 
 class _OnPixels(nn.Module):
@@ -213,17 +282,26 @@ def deployable(network: nn.Module) -> nn.Module:
     return copied
 
 
+def in_half(network: nn.Module) -> nn.Module:
+    """Have a network compute in float16, in place, between float32 photos and edits."""
+    return _InHalf(network).eval()
+
+
 def with_pixels(network: nn.Module, pixels: Pixels) -> nn.Module:
     """Put the conversion from and to 8-bit pictures around a network where it is asked for."""
-    return _OnPixels(network).eval() if pixels == "uint8" else network
+    if pixels == "float32":
+        return network
+    wrapped = _OnPixels(network)
+    wrapped.training = False  # eval() would call the network's, which an exported one refuses
+    return wrapped
 
 
 def as_pixels(photos: Tensor, pixels: Pixels) -> Tensor:
-    """Photos (B, 3, H, W) in [-1, 1] as a model takes them."""
+    """Photos (B, 3, H, W) float32 in [-1, 1], on the CPU, as a model takes them."""
     if pixels == "float32":
         return photos
-    levels = ((photos.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous()
+    levels = np.rint((photos.numpy().clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+    return torch.from_numpy(np.ascontiguousarray(levels.transpose(0, 2, 3, 1)))
 
 
 def example_photos(pixels: Pixels, batch: int, size: int) -> Tensor:
@@ -254,6 +332,28 @@ def file_metadata(metadata: dict[str, str], size: int, size_divisor: int, option
         "dynamic_size": str(options.dynamic_size).lower(),
     }
     return {**metadata, **own}
+
+
+def calibration_photos(options: ExportOptions) -> list[Tensor]:
+    """Photos to calibrate int8 on, as a model takes them.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if not options.calibration:
+        raise ValueError("int8 needs calibration photos; give some, 20 or more")
+    return [as_pixels(photo.detach().cpu().float(), options.pixels).contiguous() for photo in options.calibration]
+
+
+def thread_count(threads: int | None) -> int:
+    """Threads to compute with: as many as PyTorch uses if None.
+
+    Raises:
+        ValueError: Less than one.
+    """
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}; give 1 or more")
+    return threads or torch.get_num_threads()
 
 
 def require(module: str, target: str, extra: str) -> ModuleType:

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import re
+import struct
 from collections import Counter
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -16,10 +18,12 @@ from pocketgan.exporters.exporter import (
     Exporter,
     ExportOptions,
     LintFinding,
+    calibration_photos,
     deployable,
     example_photos,
     file_metadata,
     require,
+    thread_count,
     with_pixels,
 )
 from pocketgan.exporters.quiet import lacks, quiet
@@ -41,7 +45,9 @@ _XNNPACK = frozenset({
 })
 # fmt: on
 # what tensorflow/lite/delegates/gpu/common/model_builder.cc takes besides
-_GPU = frozenset({"CAST", "MIRROR_PAD", "RESIZE_NEAREST_NEIGHBOR", "SUM", "TILE", "GATHER", "ONE_HOT", "SELECT_V2"})
+_GPU = frozenset(
+    "CAST COS EXP GATHER LOG MIRROR_PAD ONE_HOT POW RESIZE_NEAREST_NEIGHBOR SELECT_V2 SIN SUM TILE".split()  # noqa: SIM905
+)
 _ADVICE = {
     "MIRROR_PAD": "train with zero padding, as E2GANGenerator does",
     "GATHER": "train with zero padding in place of reflection, as E2GANGenerator does",
@@ -59,13 +65,12 @@ class LiteRTExporter(Exporter):
     The size is fixed whatever ``dynamic_size`` says: delegates take fixed shapes, and the converter bakes the
     transformer's number of tokens in.
 
-    fp16 holds weights in half precision: GPUs compute in it, the CPU in float32. int8 is static: convolutions, linear
-    layers, sums, padding and resizing in int8, with weights per output channel; norms, softmax, gates and the photos
+    fp16 holds weights in half precision: GPUs compute in it, the CPU in float32. int8 is static: convolutions, padding
+    and resizing in int8, with weights per output channel; linear layers, sums, norms, softmax, gates and the photos
     themselves stay in float32.
     """
 
     suffix = ".tflite"
-    precisions = ("fp32", "fp16", "int8")
 
     def export(
         self,
@@ -84,13 +89,12 @@ class LiteRTExporter(Exporter):
         properties = file_metadata(metadata, size, size_divisor, options)
         network = deployable(network).requires_grad_(False)
         merged = merge_upsamplings(network)
+        wrapped, picture = with_pixels(network, options.pixels), example_photos(options.pixels, 1, size)
         with quiet():
             try:
-                content = converter.convert(
-                    with_pixels(network, options.pixels).eval(), (example_photos(options.pixels, 1, size),)
-                ).model_content()
-            except (RuntimeError, NotImplementedError, ValueError, KeyError) as error:
-                raise lacks("LiteRT", error) from error
+                content = converter.convert(wrapped, (picture,)).model_content()
+            except (AssertionError, KeyError, NotImplementedError, RuntimeError, ValueError) as error:
+                raise lacks("LiteRT", error, torch.export.export(wrapped, (picture,), strict=False)) from error
             if options.precision != "fp32":
                 content = _quantised(content, options)
         model = buffers.read_model_from_bytearray(bytearray(content))
@@ -105,18 +109,27 @@ class LiteRTExporter(Exporter):
         codes = [buffers.opcode_to_name(model, operator.opcodeIndex) for operator in model.subgraphs[0].operators]
         return _findings(merged, Counter(codes))
 
+    def import_runtime(self) -> None:
+        """Import the interpreter."""
+        with quiet():
+            for module in ("ai_edge_litert.interpreter", "ai_edge_litert.schema_py_generated"):
+                _require(module)
+
     def load(self, path: Path, threads: int | None = None) -> ExportedModel:
         """Open a model on the CPU; see ``Exporter.load``."""
-        with quiet():
-            interpreters = _require("ai_edge_litert.interpreter")
-            schema = _require("ai_edge_litert.schema_py_generated")
+        self.import_runtime()
+        interpreters = _require("ai_edge_litert.interpreter")
+        schema = _require("ai_edge_litert.schema_py_generated")
         if not path.is_file():
             raise FileNotFoundError(f"{path} is no file; `pocketgan export` writes one")
         data = path.read_bytes()
         if data[4:8] != b"TFL3":
             raise ValueError(f"{path} ({len(data)} bytes) is no model of LiteRT; {_ACCEPTED}")
-        metadata = _metadata(schema.Model.GetRootAs(data), path)
-        threads = threads or torch.get_num_threads()
+        try:
+            metadata = _metadata(schema.Model.GetRootAs(data), path)
+        except struct.error as error:
+            raise ValueError(f"{path} ({len(data)} bytes) is cut off; {_ACCEPTED}") from error
+        threads = thread_count(threads)
         try:
             interpreter = interpreters.Interpreter(model_content=data, num_threads=threads)
             interpreter.allocate_tensors()
@@ -132,15 +145,17 @@ class _LiteRTModel(ExportedModel):
         self.metadata = metadata
         self.threads = threads
         self._interpreter = interpreter
+        self._lock = Lock()  # the photo lies in the interpreter while it computes
         self._photo = interpreter.get_input_details()[0]["index"]
         self._edit = interpreter.get_output_details()[0]["index"]
 
-    def _run(self, photos: Tensor) -> Tensor:
+    def run(self, pictures: Tensor) -> Tensor:
         edits = []
-        for photo in photos.split(1):
-            self._interpreter.set_tensor(self._photo, photo.numpy())
-            self._interpreter.invoke()
-            edits.append(torch.from_numpy(self._interpreter.get_tensor(self._edit)))
+        for picture in pictures.split(1):
+            with self._lock:
+                self._interpreter.set_tensor(self._photo, picture.numpy())
+                self._interpreter.invoke()
+                edits.append(torch.from_numpy(self._interpreter.get_tensor(self._edit)))
         return torch.cat(edits)
 
 
@@ -174,16 +189,9 @@ def _quantised(content: bytes, options: ExportOptions) -> bytes:
         operation.RESIZE_NEAREST_NEIGHBOR,
     ):
         quantizer.add_static_config(f"^(?!.*(?:{'|'.join(kept)}))", each, activation_num_bits=8, weight_num_bits=8)
-    photos = [{"args_0": _as_input(photo, options).numpy()} for photo in options.calibration]
+    photos = [{"args_0": photo.numpy()} for photo in calibration_photos(options)]
     ranges = quantizer.calibrate({"serving_default": photos}, num_threads=torch.get_num_threads())
     return bytes(quantizer.quantize(ranges, enable_progress_report=False).quantized_model)
-
-
-def _as_input(photo: Tensor, options: ExportOptions) -> Tensor:
-    photo = photo.detach().cpu().float().contiguous()
-    if options.pixels == "float32":
-        return photo
-    return ((photo + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def _findings(merged: int, codes: Counter[str]) -> list[LintFinding]:

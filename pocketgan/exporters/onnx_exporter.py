@@ -1,10 +1,7 @@
 """ONNX, run by ONNX Runtime."""
 
 import ast
-import logging
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -20,33 +17,48 @@ from pocketgan.exporters.exporter import (
     ExportedModel,
     Exporter,
     ExportOptions,
+    Int8Scheme,
     LintFinding,
-    as_pixels,
+    calibration_photos,
     deployable,
     example_photos,
     file_metadata,
+    in_half,
     require,
+    thread_count,
     with_pixels,
 )
 from pocketgan.exporters.onnx_lint import lint_onnx
+from pocketgan.exporters.quiet import quiet
 from pocketgan.files import write_whole
+
+# what PyTorch's exporter, with onnxscript's conversion between versions, can write
+OPSETS = range(18, 26)
 
 
 class OnnxExporter(Exporter):
     """ONNX with dynamic batch, height and width; its input is ``photo``, its output ``edit``.
 
     Args:
-        opset: ONNX's operator set. 23 is the first with ``Attention``, which ONNX Runtime computes in about
+        opset: ONNX's operator set, 18 to 25. 23 is the first with ``Attention``, which ONNX Runtime computes in about
             half the time and memory of the single operators that stand for it in earlier ones (measured at
             768 and 1024 px). 20 is for runtimes that lack it.
+
+    Raises:
+        ValueError: PyTorch does not export this operator set.
     """
 
     suffix = ".onnx"
-    precisions = ("fp32", "fp16", "int8")
+    # x86 without VNNI adds two products in 16 bits, which weights of 8 bits would overflow
+    # (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html)
+    scheme = Int8Scheme(weight_bits=7)
 
     def __init__(self, opset: int = 23) -> None:
-        if opset < 18:
-            raise ValueError(f"opset is {opset}, but PyTorch exports 18 and above; use 20 or 23")
+        if opset not in OPSETS:
+            raise ValueError(
+                f"opset is {opset}, but PyTorch exports {OPSETS[0]} to {OPSETS[-1]}; use 23, or 20 for runtimes "
+                "without Attention"
+            )
         self.opset = opset
 
     def export(
@@ -104,7 +116,7 @@ class OnnxExporter(Exporter):
         exported = _with_native_norms(deployable(network))
         try:
             program = torch.onnx.export(
-                with_pixels(_InHalf(exported).eval() if options.precision == "fp16" else exported, options.pixels),
+                with_pixels(in_half(exported) if options.precision == "fp16" else exported, options.pixels),
                 (example_photos(options.pixels, 2, side),),
                 dynamo=True,
                 opset_version=self.opset,
@@ -115,15 +127,22 @@ class OnnxExporter(Exporter):
                 optimize=optimize,
             )
         except errors.OnnxExporterError as error:
+            cause = _first_cause(error)
+            if isinstance(cause, ImportError | AttributeError):  # a package is broken, not the network
+                raise
             raise ValueError(
-                f"ONNX opset {self.opset} cannot hold this network: {_first_cause(error)}; replace that operation, or "
-                "use another opset"
+                f"ONNX opset {self.opset} cannot hold this network: {str(cause).strip().splitlines()[0]}; replace that "
+                "operation, or use another opset"
             ) from error
         assert program is not None, "the dynamo exporter returns a program"
         _name_after_modules(program.model)
         # stack traces with this machine's paths hang on every node
         passes.ClearMetadataAndDocStringPass()(program.model)
         return program.model_proto
+
+    def import_runtime(self) -> None:
+        """Import ONNX Runtime."""
+        _require("onnxruntime")
 
     def load(
         self,
@@ -135,7 +154,7 @@ class OnnxExporter(Exporter):
 
         Args:
             path: The file.
-            threads: How many threads to compute with; as many as PyTorch uses if None.
+            threads: How many threads to compute with, 1 or more; as many as PyTorch uses if None.
             weights: Values to take for initializers that are external data of the file.
         """
         runtime = _require("onnxruntime")
@@ -143,7 +162,7 @@ class OnnxExporter(Exporter):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is no file; `pocketgan export` writes one")
         options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.intra_op_num_threads = thread_count(threads)
         # the session reads them while it is made
         held = {name: runtime.OrtValue.ortvalue_from_numpy(value) for name, value in (weights or {}).items()}
         if held:
@@ -178,21 +197,9 @@ class _OnnxModel(ExportedModel):
         self.threads = threads
         self._session = session
 
-    def _run(self, photos: Tensor) -> Tensor:
-        (edits,) = self._session.run(["edit"], {"photo": photos.numpy()})
+    def run(self, pictures: Tensor) -> Tensor:
+        (edits,) = self._session.run(["edit"], {"photo": pictures.numpy()})
         return torch.from_numpy(edits)
-
-
-class _InHalf(nn.Module):
-    """A network that computes in float16 between float32 photos and edits."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network.half()
-
-    def forward(self, photo: Tensor) -> Tensor:
-        edit: Tensor = self.network(photo.half())
-        return edit.float()
 
 
 class _NativeGroupNorm(nn.Module):
@@ -258,12 +265,11 @@ class _Calibration:
     """Photos for ONNX Runtime's calibration, one at a time (its ``CalibrationDataReader``)."""
 
     def __init__(self, options: ExportOptions) -> None:
-        self._photos = iter(options.calibration)
-        self._pixels = options.pixels
+        self._photos = iter(calibration_photos(options))
 
     def get_next(self) -> dict[str, Any] | None:
         photo = next(self._photos, None)
-        return None if photo is None else {"photo": as_pixels(photo, self._pixels).numpy()}
+        return None if photo is None else {"photo": photo.numpy()}
 
 
 def _quantized(model: Any, options: ExportOptions) -> Any:
@@ -277,17 +283,19 @@ def _quantized(model: Any, options: ExportOptions) -> Any:
         raise ValueError(f"cannot exclude {', '.join(unknown)}; the layers with weights are {', '.join(sorted(known))}")
     with TemporaryDirectory() as folder:
         file = Path(folder) / "int8.onnx"
-        with _quiet_root_logger():
+        with quiet():  # its advice to preprocess, which the exporter's own folding has done
             quantization.quantize_static(
                 model,
                 file,
                 _Calibration(options),
                 quant_format=quantization.QuantFormat.QDQ,
                 per_channel=True,
-                # what x86's VNNI and ARM's dot products multiply without a correction
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
+                reduce_range=OnnxExporter.scheme.weight_bits == 7,
                 nodes_to_exclude=kept,
+                # the quantiser would leave ReLUs to the rounding after them, which _unround_inputs takes away
+                extra_options={"QDQKeepRemovableActivations": True},
             )
         quantized = onnx.load(file)
     _unround_inputs(quantized, set(kept))
@@ -310,22 +318,10 @@ def _unround_inputs(model: Any, kept: set[str]) -> None:
             model.graph.node.remove(node)
 
 
-@contextmanager
-def _quiet_root_logger() -> Iterator[None]:
-    """Keep back the quantiser's advice to preprocess, which the exporter's own folding has done."""
-    logger = logging.getLogger()
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-def _first_cause(error: BaseException) -> str:
+def _first_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error).strip().splitlines()[0]
+    return error
 
 
 def _require(module: str) -> ModuleType:

@@ -41,10 +41,9 @@ _TAKEN = {
         """.split()  # noqa: SIM905  a table, not a column
     ),
 }
-# operations on sizes, which are few numbers and the CPU's anyway
-_OF_SHAPES = frozenset({"Concat", "Constant", "Expand", "Gather", "Shape", "Squeeze", "Unsqueeze"})
+_OF_SHAPES = frozenset({"Constant", "Shape"})
 _REMEDIES = {
-    "Attention": "a smaller opset (20), where it is matrix products and a softmax",
+    "Attention": "--opset 20, where it is matrix products and a softmax",
     "ConvTranspose": "nearest upsampling and a convolution, as E2GANGenerator has",
     "GroupNormalization": "instance norm over the groups and a 1×1 depthwise convolution",
     "InstanceNormalization": "training with --model.generator.norm BatchNorm, which folds into the convolution",
@@ -64,15 +63,17 @@ def lint_onnx(model: Any, network: nn.Module) -> list[LintFinding]:
     Returns:
         One finding a kind of operation, what is left before what was replaced.
     """
-    counts: Counter[str] = Counter()
+    sizes = _sizes(model)
+    counts: Counter[tuple[str, str]] = Counter()
     for node in model.graph.node:
-        mode = next((attribute.s.decode() for attribute in node.attribute if attribute.name == "mode"), "constant")
-        if node.op_type != "Pad" or mode != "constant":
-            counts[node.op_type] += 1
+        # arithmetic on sizes is of few numbers, and the CPU's anyway
+        if node.op_type not in _OF_SHAPES and not sizes.issuperset(node.output):
+            mode = next((attribute.s.decode() for attribute in node.attribute if attribute.name == "mode"), "constant")
+            counts[node.op_type, mode if node.op_type == "Pad" else ""] += 1
     findings = [
-        LintFinding(operation, number, why, _remedy(operation), applied=False)
-        for operation, number in sorted(counts.items())
-        if (why := _cost(operation))
+        LintFinding(f"{operation} ({mode})" if mode else operation, number, why, _remedy(operation), applied=False)
+        for (operation, mode), number in sorted(counts.items())
+        if (why := _cost(operation, mode))
     ]
     if group_norms := sum(isinstance(module, nn.GroupNorm) for module in network.modules()):
         why = "ONNX Runtime computes it in single steps on the CPU; NNAPI and WebGPU have no kernel"
@@ -82,17 +83,24 @@ def lint_onnx(model: Any, network: nn.Module) -> list[LintFinding]:
     return findings
 
 
-def _cost(operation: str) -> str:
+def _sizes(model: Any) -> set[str]:
+    """Names of the values that are whole numbers of 64 bits: shapes and indices."""
+    from onnx import TensorProto, shape_inference
+
+    inferred = shape_inference.infer_shapes(model).graph
+    return {
+        value.name
+        for value in (*inferred.value_info, *inferred.output)
+        if value.type.tensor_type.elem_type == TensorProto.INT64
+    }
+
+
+def _cost(operation: str, mode: str) -> str:
     """Why an operation is none for the accelerators; empty if all take it."""
-    if operation in _OF_SHAPES:
-        return ""
-    if operation == "Pad":  # one with zeros is not counted
-        return "NNAPI and Core ML pad with zeros alone; elsewhere a pass over the map of its own"
+    if operation == "Pad" and mode != "constant":
+        return "NNAPI pads with constants alone, and Core ML not at all; elsewhere a pass over the map of its own"
     lacking = _lacking(operation)
-    reasons = [f"no kernel in {', '.join(lacking)}: the map goes to the CPU and back"] if lacking else []
-    if operation == "ConvTranspose":
-        reasons.append("WebGPU's kernel is slow by its own documentation")
-    return "; ".join(reasons)
+    return f"no kernel in {', '.join(lacking)}: the map goes to the CPU and back" if lacking else ""
 
 
 def _remedy(operation: str) -> str:

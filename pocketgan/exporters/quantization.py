@@ -7,7 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pocketgan.exporters.exporter import Int8Scheme
+
 _LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+_SCHEME = Int8Scheme()
 
 
 class Sensitivity(NamedTuple):
@@ -30,11 +33,12 @@ def find_sensitive_layers(
     photos: Sequence[Tensor],
     error: Callable[[nn.Module], float],
     largest_error: float,
+    scheme: Int8Scheme = _SCHEME,
 ) -> Sensitivity:
     """Exclude the layers that suffer most, one after the other, until the rest may be int8.
 
-    Every convolution and linear layer is tried alone: int8 weights per output channel, and inputs of 256 levels over
-    the range that the photos show, which is what the targets' own quantisers do. Between two layers they may quantise
+    Every convolution and linear layer is tried alone: weights rounded per output channel, and inputs to 256 levels over
+    the range that the photos show, as far as the target's own quantiser does so. Between two layers they may quantise
     more (sums, resizing); what they really made of a network is measured on the exported file.
 
     Args:
@@ -42,6 +46,7 @@ def find_sensitive_layers(
         photos: To calibrate on, (1, 3, H, W) each.
         error: Of a network, smaller is better.
         largest_error: That is accepted.
+        scheme: The target's.
 
     Returns:
         All layers are excluded where nothing less reaches the accepted error.
@@ -51,23 +56,27 @@ def find_sensitive_layers(
         wanted = [network(photo) for photo in photos]
         changes = {}
         for name in ranges:
-            alone = _simulated(network, ranges, [name])
+            alone = _simulated(network, ranges, [name], scheme)
             apart = [(alone(photo) - edit).abs().mean() for photo, edit in zip(photos, wanted, strict=True)]
             changes[name] = torch.stack(apart).mean().item()
     order = sorted(changes, key=lambda name: changes[name], reverse=True)
     for count in range(len(order) + 1):
-        reached = error(_simulated(network, ranges, order[count:]))
+        reached = error(_simulated(network, ranges, order[count:], scheme))
         if reached <= largest_error:
             break
     return Sensitivity({name: changes[name] for name in order}, tuple(order[:count]), reached)
 
 
 def int8_error(
-    network: nn.Module, photos: Sequence[Tensor], error: Callable[[nn.Module], float], excluded: Sequence[str]
+    network: nn.Module,
+    photos: Sequence[Tensor],
+    error: Callable[[nn.Module], float],
+    excluded: Sequence[str],
+    scheme: Int8Scheme = _SCHEME,
 ) -> float:
     """Error of a network with all layers but the excluded in int8, simulated; see ``find_sensitive_layers``."""
     ranges = _input_ranges(network, photos)
-    return error(_simulated(network, ranges, [name for name in ranges if name not in excluded]))
+    return error(_simulated(network, ranges, [name for name in ranges if name not in excluded], scheme))
 
 
 def _input_ranges(network: nn.Module, photos: Sequence[Tensor]) -> dict[str, tuple[float, float]]:
@@ -92,12 +101,16 @@ def _input_ranges(network: nn.Module, photos: Sequence[Tensor]) -> dict[str, tup
     return ranges
 
 
-def _simulated(network: nn.Module, ranges: dict[str, tuple[float, float]], names: Sequence[str]) -> nn.Module:
+def _simulated(
+    network: nn.Module, ranges: dict[str, tuple[float, float]], names: Sequence[str], scheme: Int8Scheme
+) -> nn.Module:
     """Copy a network with some layers' weights and inputs rounded to what int8 can hold."""
     copied = copy.deepcopy(network)
     for name in names:
         module = copied.get_submodule(name)
-        _round_weights(module)
+        _round_weights(module, scheme.weight_bits)
+        if not scheme.activations:
+            continue
         low, high = ranges[name]
         scale = max(high - low, 1e-8) / 255
         zero_point = round(-low / scale)
@@ -112,9 +125,10 @@ def _simulated(network: nn.Module, ranges: dict[str, tuple[float, float]], names
 
 
 @torch.no_grad()
-def _round_weights(module: nn.Module) -> None:
+def _round_weights(module: nn.Module, bits: int) -> None:
     weight: Tensor = module.weight  # type: ignore[assignment]  # every layer here has one
     axis = 1 if isinstance(module, nn.ConvTranspose2d) else 0  # of the output channels
     largest = weight.transpose(0, axis).flatten(1).abs().amax(1).clamp_min(1e-8)
     zeros = torch.zeros_like(largest, dtype=torch.int32)
-    weight.copy_(torch.fake_quantize_per_channel_affine(weight, largest / 127, zeros, axis, -127, 127))
+    level = 2 ** (bits - 1) - 1
+    weight.copy_(torch.fake_quantize_per_channel_affine(weight, largest / level, zeros, axis, -level, level))

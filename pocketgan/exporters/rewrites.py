@@ -66,7 +66,8 @@ def merge_upsamplings(network: nn.Module) -> int:
 
 
 def _neighbours(network: nn.Module) -> list[tuple[nn.Sequential, str, str]]:
-    sequences = [module for module in network.modules() if isinstance(module, nn.Sequential)]
+    # a subclass may run its modules in another order
+    sequences = [module for module in network.modules() if type(module) is nn.Sequential]
     pairs = []
     for sequence in sequences:
         names = [name for name, _ in sequence.named_children()]

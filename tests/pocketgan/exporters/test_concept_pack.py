@@ -86,10 +86,11 @@ def test_a_damaged_file_is_named_with_both_digests(model, tmp_path):
 
 
 def test_packs_that_make_no_sense_are_refused(model, folder, tmp_path):
-    with pytest.raises(ValueError, match="different names, not none"):
+    with pytest.raises(ValueError, match="whose names differ in letters, digits, dots or hyphens, not none"):
         write_pack(model, [], tmp_path, 32, 8)
-    with pytest.raises(ValueError, match="different names, not sepia, sepia"):
-        write_pack(model, [CONCEPTS[1], CONCEPTS[1]], tmp_path, 32, 8)
+    for names in (("sepia", "sepia"), ("se pia", "se_pia")):
+        with pytest.raises(ValueError, match=f"not {', '.join(names)}"):
+            write_pack(model, [PackedConcept(name, "") for name in names], tmp_path, 32, 8)
     with pytest.raises(ValueError, match="unknown concept mosaic"):
         write_pack(model, [PackedConcept("mosaic", "")], tmp_path, 32, 8)
     assert list(tmp_path.iterdir()) == []
@@ -100,6 +101,10 @@ def test_packs_that_make_no_sense_are_refused(model, folder, tmp_path):
     (tmp_path / "pack.json").write_text('{"format": "pocketgan-pack", "version": 2}')
     with pytest.raises(ValueError, match="export it with this version"):
         ConceptPack(tmp_path)
+    for content in ('{"format": ', "[]"):
+        (tmp_path / "pack.json").write_text(content)
+        with pytest.raises(ValueError, match=r"pack\.json (is damaged|says \{\})"):
+            ConceptPack(tmp_path)
 
 
 def test_a_pack_of_a_batch_norm_base(trained, tmp_path, photo):

@@ -72,9 +72,30 @@ def test_networks_of_other_divisors_and_the_earlier_opset(tmp_path, size_divisor
     assert compare(network, exporter.load(tmp_path / "model.onnx"), photos).max_difference < 1e-5
 
 
-def test_an_opset_that_pytorch_does_not_export_is_refused():
-    with pytest.raises(ValueError, match="opset is 11"):
-        OnnxExporter(opset=11)
+@pytest.mark.parametrize("opset", [11, 17, 26])
+def test_an_opset_that_pytorch_does_not_export_is_refused(opset):
+    with pytest.raises(ValueError, match=f"opset is {opset}, but PyTorch exports 18 to 25"):
+        OnnxExporter(opset=opset)
+
+
+@pytest.mark.parametrize("opset", [18, 25])
+def test_the_ends_of_what_is_exported(tmp_path, opset):
+    network = network_of(BatchNorm)
+    OnnxExporter(opset).export(network, tmp_path / "model.onnx", {}, size=32, size_divisor=8)
+    photos = photos_of((2, 3, 40, 64))
+    assert compare(network, OnnxExporter().load(tmp_path / "model.onnx"), photos).max_difference < 1e-5
+
+
+def test_a_broken_package_is_not_taken_for_a_broken_network(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        try:
+            raise AttributeError("module 'z3' has no attribute 'Int'")
+        except AttributeError as error:
+            raise torch.onnx.errors.OnnxExporterError("export failed") from error
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(torch.onnx.errors.OnnxExporterError, match="export failed"):
+        OnnxExporter().export(nn.Conv2d(3, 3, 1), tmp_path / "model.onnx", {}, size=32, size_divisor=1)
 
 
 def test_a_difference_by_hand():
@@ -92,6 +113,9 @@ def test_latency_is_measured_on_the_threads_asked_for(onnx_file):
     assert (latency.threads, latency.size) == (1, 32)
     with pytest.raises(ValueError, match="loaded for 1 threads; load it with threads=2"):
         measure_latency(OnnxExporter().load(onnx_file, threads=1), size=32, threads=2)
+
+    with pytest.raises(ValueError, match="threads is 0; give 1 or more"):
+        OnnxExporter().load(onnx_file, threads=0)
 
     threads_before, seen = torch.get_num_threads(), []
     measure_latency(lambda _: seen.append(torch.get_num_threads()), size=32, threads=1, runs=2, warmup=1)

@@ -22,11 +22,11 @@ def test_operations_of_pix2pix_are_found_and_counted(tmp_path):
     )
     findings = found(network, tmp_path)
     assert {name: finding.number for name, finding in findings.items()} == {
-        "Pad": 1,
+        "Pad (reflect)": 1,
         "InstanceNormalization": 2,
         "ConvTranspose": 1,
     }
-    assert "zeros alone" in findings["Pad"].why
+    assert "constants alone" in findings["Pad (reflect)"].why
     assert "NNAPI" in findings["InstanceNormalization"].why
     assert "BatchNorm" in findings["InstanceNormalization"].remedy
     assert "nearest upsampling" in findings["ConvTranspose"].remedy
@@ -38,6 +38,18 @@ def test_a_rewrite_that_was_applied_is_told(tmp_path):
     assert findings["GroupNormalization"].applied
     assert findings["GroupNormalization"].number == 1
     assert findings["InstanceNormalization"].number == 1
+
+
+def test_arithmetic_on_sizes_is_no_finding_but_lookups_in_maps_are(tmp_path):
+    class Mirrored(nn.Module):
+        def forward(self, photo):
+            return photo[:, [2, 1, 0]] + photo.new_zeros(photo.shape)
+
+    findings = found(Mirrored(), tmp_path)
+    assert findings["Gather"].why.startswith("no kernel in Core ML")
+    assert "Shape" not in findings
+    padded = found(nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(3, 3, 3)), tmp_path)
+    assert padded["Pad (constant)"].why == "no kernel in Core ML: the map goes to the CPU and back"
 
 
 def test_plain_convolutions_stay(tmp_path):

@@ -1,11 +1,14 @@
 """Which layers int8 hurts."""
 
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
-from pocketgan.exporters import ExportOptions, OnnxExporter, compare
-from pocketgan.exporters.quantization import find_sensitive_layers
+from pocketgan.exporters import EXPORTERS, ExportOptions, OnnxExporter, compare
+from pocketgan.exporters.exporter import Int8Scheme
+from pocketgan.exporters.quantization import find_sensitive_layers, int8_error
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,36 @@ def test_calibration_photos_of_the_wrong_kind_are_refused(photo, message):
         ExportOptions("int8", calibration=(photo,))
 
 
-def test_int8_without_photos_is_refused():
+@pytest.mark.parametrize("target", [name for name, exporter in EXPORTERS.items() if exporter.scheme.activations])
+def test_int8_without_photos_is_refused(target, network, tmp_path):
+    pixels = EXPORTERS[target].own_pixels
     with pytest.raises(ValueError, match="int8 needs calibration photos"):
-        ExportOptions("int8")
+        EXPORTERS[target]().export(network, tmp_path / "model", {}, 16, 1, ExportOptions("int8", pixels))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_of_fewer_bits_and_weights_alone(network, photos):
+    error = change(network, photos)
+    with torch.no_grad():
+        eight, seven, alone = (
+            int8_error(network, photos, error, [], scheme)
+            for scheme in (Int8Scheme(), Int8Scheme(weight_bits=7), Int8Scheme(activations=False))
+        )
+    assert 0 < alone < eight <= seven
+
+
+def test_int8_keeps_to_what_16_bits_can_add(tmp_path):
+    """x86 without VNNI adds two products of 8 bits in 16: weights of 8 bits would be cut off."""
+    torch.manual_seed(0)
+    network = nn.Conv2d(3, 16, 3, padding=1).eval()
+    with torch.no_grad():
+        network.weight.copy_(network.weight.sign())  # all as large as can be
+    photos = (torch.ones(1, 3, 16, 16), -torch.ones(1, 3, 16, 16))
+    OnnxExporter().export(network, tmp_path / "model.onnx", {}, 16, 1, ExportOptions("int8", calibration=photos))
+    weights = [
+        numpy_helper.to_array(tensor)
+        for tensor in onnx.load(tmp_path / "model.onnx").graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 4
+    ]
+    assert max(abs(weight.astype(int)).max() for weight in weights) <= 64
+    assert compare(network, OnnxExporter().load(tmp_path / "model.onnx"), photos).psnr_db > 30
