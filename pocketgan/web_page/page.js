@@ -23,9 +23,11 @@ let pack = null; // until the model is open
 let concept = null; // the chosen one's name
 let readyConcept = null; // the one that the model computes
 let isReady = false; // to edit
-let source = null; // {picture, width, height, name}: an ImageBitmap, or the camera's video element
-let stream = null; // the camera's, while it is live
+let source = null; // what is shown: {picture, width, height, name}, and the stream of a camera that is live
 let hasEdit = false;
+let wishes = 0; // how many photos and cameras were asked for; the number of the latest
+let shownWish = 0; // the number of the one that is shown; whatever was asked for before it comes too late
+let startingCamera = 0; // the wish for the camera that is not live yet
 
 // ---------------------------------------------------------------- the worker
 const worker = new Worker("worker.js", { type: "module" });
@@ -163,7 +165,7 @@ const choose = oneAtATime(async () => {
   readyConcept = chosen;
   isReady = true;
   if (source === null) say("Ready. Choose a photo, or start the camera.");
-  else if (stream === null) await refresh();
+  else if (!isLive()) await refresh();
 });
 
 // ---------------------------------------------------------------- photo to edit
@@ -187,7 +189,7 @@ const refresh = oneAtATime(async () => {
   }
   const edited = { concept: label(readyConcept), name: source.name };
   const { data } = photoContext.getImageData(0, 0, width, height);
-  if (stream === null) page.stage.setAttribute("aria-busy", "true");
+  if (!isLive()) page.stage.setAttribute("aria-busy", "true");
   const { pixels, milliseconds } = await ask("edit", { pixels: data.buffer, width, height }, [data.buffer]);
   editContext.putImageData(new ImageData(new Uint8ClampedArray(pixels), width, height), 0, 0);
   hasEdit = true;
@@ -197,7 +199,7 @@ const refresh = oneAtATime(async () => {
   page.result.setAttribute("aria-label", `After: ${edited.name}, edited as ${edited.concept}`);
   page.download.disabled = false;
   page.stage.setAttribute("aria-busy", "false");
-  say(stream === null ? `${edited.name} edited as ${edited.concept}.` : `The camera is live, edited as ${edited.concept}.`);
+  say(isLive() ? `The camera is live, edited as ${edited.concept}.` : `${edited.name} edited as ${edited.concept}.`);
 });
 
 /** Width and height of a picture whose longer side is as chosen; it is never enlarged to "original". */
@@ -217,16 +219,45 @@ function blend() {
   resultContext.drawImage(editCanvas, 0, 0);
 }
 
+// ---------------------------------------------------------------- what is shown
+/** Show a photo or a camera, unless one that was asked for later is there already. */
+function show(wish, shown) {
+  if (wish < shownWish) {
+    letGo(shown);
+    return false;
+  }
+  letGo(source);
+  hasEdit &&= wish === shownWish; // a camera's last frame is shown for the same wish as the camera
+  [source, shownWish] = [shown, wish];
+  page.camera.textContent = isLive() ? "Stop camera" : "Start camera";
+  page.camera.disabled = startingCamera > shownWish;
+  page.device_field.hidden = true;
+  page.frames.textContent = "–";
+  return true;
+}
+
+function isLive() {
+  return Boolean(source?.stream);
+}
+
+/** Free a source's memory, or its camera. */
+function letGo(shown) {
+  shown?.picture.close?.();
+  stopTracks(shown?.stream);
+}
+
+function stopTracks(stream) {
+  for (const track of stream?.getTracks() ?? []) track.stop();
+}
+
 // ---------------------------------------------------------------- photos
 async function takePhoto(file) {
+  const wish = ++wishes;
   forgetProblem();
   const name = file.name || "The photo";
   try {
     const picture = await readPicture(file, name);
-    stopCamera();
-    source?.picture.close?.();
-    source = { picture, width: picture.width, height: picture.height, name };
-    hasEdit = false;
+    if (!show(wish, { picture, width: picture.width, height: picture.height, name })) return;
     if (pack === null && page.problem.hidden) say("The model is still loading.");
     await refresh();
   } catch (error) {
@@ -302,34 +333,43 @@ async function startCamera(deviceId = null) {
     report(new Error("This browser gives no camera to this page; open it by https, or on this machine as localhost."));
     return;
   }
-  stopCamera();
+  stopCamera(); // a phone opens one at a time
+  const wish = (startingCamera = ++wishes);
+  const hadFocus = document.activeElement === page.camera;
+  page.camera.disabled = true;
   const which = deviceId === null ? { facingMode: "environment" } : { deviceId: { exact: deviceId } };
+  let stream = null; // while nobody else can stop it
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { ...which, width: { ideal: 640 } } });
     const video = document.createElement("video");
     [video.srcObject, video.muted, video.playsInline] = [stream, true, true];
     await video.play();
-    source?.picture.close?.();
-    source = { picture: video, width: video.videoWidth, height: video.videoHeight, name: "Camera" };
+    const live = { picture: video, width: video.videoWidth, height: video.videoHeight, name: "Camera", stream };
+    if (!show(wish, live)) return;
+    stream.getVideoTracks()[0].onended = () => {
+      stopCamera();
+      report(new Error("The camera was taken away; start it again."));
+    };
+    showFrames(live);
+    await offerDevices(live);
   } catch (error) {
-    stopCamera();
+    if (source?.stream !== stream) stopTracks(stream);
+    if (wish < shownWish) return; // a photo was taken instead
     report(new Error(CAMERA_PROBLEMS[error.name] ?? `The camera does not start: ${error.message}`));
-    return;
+  } finally {
+    if (startingCamera === wish) {
+      startingCamera = 0;
+      page.camera.disabled = false;
+      if (hadFocus && document.activeElement === document.body) page.camera.focus();
+    }
   }
-  hasEdit = false;
-  page.camera.textContent = "Stop camera";
-  stream.getVideoTracks()[0].onended = () => {
-    stopCamera();
-    report(new Error("The camera was taken away; start it again."));
-  };
-  await offerDevices();
-  showFrames(stream);
 }
 
 /** List the cameras; browsers name them only once one is allowed. */
-async function offerDevices() {
+async function offerDevices(live) {
   const devices = (await navigator.mediaDevices.enumerateDevices()).filter(({ kind }) => kind === "videoinput");
-  const current = stream?.getVideoTracks()[0].getSettings().deviceId;
+  if (source !== live) return;
+  const current = live.stream.getVideoTracks()[0].getSettings().deviceId;
   page.device.replaceChildren(
     ...devices.map(({ deviceId, label }, index) => {
       const isCurrent = deviceId === current;
@@ -339,45 +379,42 @@ async function offerDevices() {
   page.device_field.hidden = devices.length < 2;
 }
 
-/** Edit frame after frame until this stream is stopped; a tab in the background rests. */
-async function showFrames(shownStream) {
+/** Edit frame after frame until another source is shown; a tab in the background rests. */
+async function showFrames(live) {
   const ends = [];
-  while (stream === shownStream) {
+  while (source === live) {
     await new Promise(requestAnimationFrame);
-    if (stream !== shownStream) return;
-    const video = source.picture;
-    [source.width, source.height] = [video.videoWidth, video.videoHeight]; // a phone may be turned
+    if (source !== live) return;
+    [live.width, live.height] = [live.picture.videoWidth, live.picture.videoHeight]; // a phone may be turned
     await refresh();
     ends.push(performance.now());
     if (ends.length > FRAMES_MEASURED) ends.shift();
-    if (isReady && ends.length > 1 && stream === shownStream) {
+    if (isReady && ends.length > 1 && source === live) {
       page.frames.textContent = ((1000 * (ends.length - 1)) / (ends.at(-1) - ends[0])).toFixed(1);
     }
   }
 }
 
-/** Stop it; the last frame stays as a photo would. */
-function stopCamera() {
-  if (stream === null) return;
-  for (const track of stream.getTracks()) track.stop();
-  stream = null;
-  page.camera.textContent = "Start camera";
-  page.device_field.hidden = true;
-  page.frames.textContent = "–";
+/** Stop it; the last frame stays as a photo would, so that concept, size and strength still act on it. */
+async function stopCamera() {
+  if (!isLive()) return;
+  const { picture: video, width, height, name } = source;
+  const picture = document.createElement("canvas");
+  [picture.width, picture.height] = [width, height];
+  picture.getContext("2d").drawImage(video, 0, 0, width, height);
+  show(shownWish, { picture, width, height, name });
+  await refresh();
 }
 
 page.camera.onclick = async () => {
-  if (stream === null) {
+  if (!isLive()) {
     await startCamera();
     return;
   }
-  // a frame, so that concept, size and strength still act on it
-  const { picture: video, name } = source;
-  const picture = await createImageBitmap(video);
-  stopCamera();
-  source = { picture, width: picture.width, height: picture.height, name };
-  await refresh();
-  say("The camera is off.");
+  const stopped = stopCamera();
+  const still = source;
+  await stopped;
+  if (source === still) say("The camera is off.");
 };
 page.device.onchange = () => startCamera(page.device.value);
 

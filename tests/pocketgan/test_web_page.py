@@ -62,6 +62,7 @@ in_browser = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def export_page(trained, tmp_path_factory):
     """A function that makes a page of the tiny runs by the command line."""
+
     def export_page(run, *arguments):
         folder = tmp_path_factory.mktemp("page")
         main(["export", str(trained[run]), "--target=web", f"--out={folder}", "--threads=1", *arguments])
@@ -302,6 +303,103 @@ def test_the_camera_is_edited_live(open_tab, address):
     expect(tab.locator("#status")).to_have_text("The camera is off.")
     assert tab.inner_text("#frames") == "–"
     assert psnr_db(pixels_of(tab, "photo"), pixels_of(tab)) < 20, "the last frame stays, edited"
+
+
+# counts the cameras that are on in <body data-live>, and holds back what a test lets go by window.free()
+HELD_BACK = """(what) => {
+    const { mediaDevices } = navigator, { body } = document;
+    const { stop } = MediaStreamTrack.prototype, { play } = HTMLMediaElement.prototype;
+    const getUserMedia = mediaDevices.getUserMedia.bind(mediaDevices);
+    const held = new Promise((resolve) => { window.free = resolve; });
+    const live = new Set();
+    const count = () => { body.dataset.live = live.size; };
+    mediaDevices.getUserMedia = async (wanted) => {
+        body.dataset.asked = "prompt";
+        if (what === "prompt") await held;
+        const stream = await getUserMedia(wanted);
+        for (const track of stream.getTracks()) live.add(track);
+        body.dataset.given = Number(body.dataset.given ?? 0) + 1;
+        count();
+        return stream;
+    };
+    MediaStreamTrack.prototype.stop = function () { stop.call(this); live.delete(this); count(); };
+    HTMLMediaElement.prototype.play = async function () {
+        body.dataset.asked = "play";
+        if (what === "play") await held;
+        return play.call(this);
+    };
+}"""
+
+
+@in_browser
+@pytest.mark.parametrize("held_back", ["prompt", "play"])
+def test_many_clicks_start_one_camera(open_tab, address, held_back):
+    tab = open_tab(address, permissions=["camera"])
+    tab.get_by_label("Size").select_option("128")
+    tab.evaluate(HELD_BACK, held_back)
+    body = tab.locator("body")
+    tab.evaluate("() => { camera.click(); camera.click(); }")
+    expect(body).to_have_attribute("data-asked", held_back)
+    expect(tab.get_by_role("button", name="Start camera")).to_be_disabled()
+    tab.evaluate("() => { camera.click(); window.free(); }")
+    expect(tab.locator("#status")).to_have_text("The camera is live, edited as inverted.", timeout=PATIENCE_MS)
+    expect(body).to_have_attribute("data-given", "1")
+    tab.get_by_role("button", name="Stop camera").click()
+    expect(tab.locator("#status")).to_have_text("The camera is off.", timeout=PATIENCE_MS)
+    expect(body).to_have_attribute("data-live", "0")
+
+    tab.evaluate("() => { camera.click(); camera.click(); }")
+    expect(tab.locator("#status")).to_contain_text("The camera is live", timeout=PATIENCE_MS)
+    expect(body).to_have_attribute("data-live", "1")
+    tab.evaluate("() => { camera.click(); camera.click(); }")  # off and on
+    expect(body).to_have_attribute("data-given", "3")
+    expect(body).to_have_attribute("data-live", "1")
+
+
+@in_browser
+def test_a_photo_is_not_replaced_by_a_camera_that_was_asked_for_before(open_tab, address, photo):
+    tab = open_tab(address, permissions=["camera"])
+    tab.evaluate(HELD_BACK, "prompt")
+    button = tab.get_by_role("button", name="Start camera")
+    button.click()
+    expect(button).to_be_disabled()
+    edit_photo(tab, photo)
+    expect(button).to_be_enabled()
+    tab.evaluate("() => window.free()")
+    body = tab.locator("body")
+    expect(body).to_have_attribute("data-given", "1")
+    expect(body).to_have_attribute("data-live", "0")
+    assert np.array_equal(pixels_of(tab, "photo"), np.asarray(Image.open(photo)))
+    assert tab.inner_text("#frames") == "–"
+    button.click()
+    expect(tab.locator("#status")).to_contain_text("The camera is live", timeout=PATIENCE_MS)
+    expect(body).to_have_attribute("data-live", "1")
+    tab.get_by_label("Photo", exact=True).set_input_files(photo)
+    expect_edited(tab, "inverted")
+    expect(body).to_have_attribute("data-live", "0")
+
+
+@in_browser
+def test_of_two_photos_the_later_is_shown(open_tab, address, photo, tmp_path):
+    tab = open_tab(address)
+    Image.new("RGB", (64, 64)).save(tmp_path / "slow.png")
+    tab.evaluate(
+        """() => {
+            const read = createImageBitmap;
+            const held = new Promise((resolve) => { window.free = resolve; });
+            window.createImageBitmap = async (file, ...options) => {
+                if (file.name === "slow.png") await held;
+                document.body.dataset.read = file.name;
+                return read(file, ...options);
+            };
+        }"""
+    )
+    tab.get_by_label("Photo", exact=True).set_input_files(tmp_path / "slow.png")
+    edit_photo(tab, photo)
+    tab.evaluate("() => window.free()")
+    expect(tab.locator("body")).to_have_attribute("data-read", "slow.png")
+    tab.get_by_role("button", name="sepia").click()
+    expect_edited(tab, "sepia")
 
 
 @in_browser
