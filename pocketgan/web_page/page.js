@@ -16,7 +16,9 @@ const CAMERA_PROBLEMS = {
 const page = new Proxy({}, { get: (_, id) => document.getElementById(id) });
 const photoContext = page.photo.getContext("2d", { willReadFrequently: true });
 const resultContext = page.result.getContext("2d");
-const editCanvas = document.createElement("canvas");
+// what the model sees and gives, neither of which has transparent parts
+const [seenCanvas, editCanvas] = [document.createElement("canvas"), document.createElement("canvas")];
+const seenContext = seenCanvas.getContext("2d", { willReadFrequently: true });
 const editContext = editCanvas.getContext("2d");
 
 let pack = null; // until the model is open
@@ -174,21 +176,21 @@ const refresh = oneAtATime(async () => {
   const [width, height] = editedSize(source);
   const isOtherSize = page.photo.width !== width || page.photo.height !== height;
   if (isOtherSize || !hasEdit) {
-    for (const canvas of [page.photo, page.result, editCanvas]) [canvas.width, canvas.height] = [width, height];
+    for (const canvas of [page.photo, page.result, seenCanvas, editCanvas]) {
+      [canvas.width, canvas.height] = [width, height];
+    }
     page.frame.style.setProperty("--aspect", width / height);
   }
-  photoContext.imageSmoothingQuality = "high";
-  photoContext.fillStyle = "white"; // under transparent parts, as `pocketgan edit` does
-  photoContext.fillRect(0, 0, width, height);
-  photoContext.drawImage(source.picture, 0, 0, width, height);
+  drawPhoto(source.picture, width, height);
   page.frame.hidden = false;
   page.hint.hidden = true;
   if (!isReady) {
+    resultContext.globalCompositeOperation = "copy";
     resultContext.drawImage(page.photo, 0, 0);
     return;
   }
   const edited = { concept: label(readyConcept), name: source.name };
-  const { data } = photoContext.getImageData(0, 0, width, height);
+  const { data } = seenContext.getImageData(0, 0, width, height);
   if (!isLive()) page.stage.setAttribute("aria-busy", "true");
   const { pixels, milliseconds } = await ask("edit", { pixels: data.buffer, width, height }, [data.buffer]);
   editContext.putImageData(new ImageData(new Uint8ClampedArray(pixels), width, height), 0, 0);
@@ -202,6 +204,18 @@ const refresh = oneAtATime(async () => {
   say(isLive() ? `The camera is live, edited as ${edited.concept}.` : `${edited.name} edited as ${edited.concept}.`);
 });
 
+/** Draw a picture: for the model on white, and on the page the same with the picture's transparency, as in Python. */
+function drawPhoto(picture, width, height) {
+  photoContext.globalCompositeOperation = "copy";
+  photoContext.imageSmoothingQuality = "high";
+  photoContext.drawImage(picture, 0, 0, width, height);
+  seenContext.fillStyle = "white";
+  seenContext.fillRect(0, 0, width, height);
+  seenContext.drawImage(page.photo, 0, 0);
+  photoContext.globalCompositeOperation = "source-atop"; // its colours, the opacity that is there
+  photoContext.drawImage(seenCanvas, 0, 0);
+}
+
 /** Width and height of a picture whose longer side is as chosen; it is never enlarged to "original". */
 function editedSize({ width, height }) {
   const wanted = pack === null ? ORIGINAL_LIMIT : Number(page.size.value);
@@ -210,13 +224,17 @@ function editedSize({ width, height }) {
   return [width, height].map((length) => Math.max(1, Math.round(length * factor)));
 }
 
-/** Mix the photo and its edit by the strength. */
+/** Mix the photo and its edit by the strength, with the photo's transparency. */
 function blend() {
   if (!hasEdit) return;
+  resultContext.globalCompositeOperation = "source-over";
   resultContext.globalAlpha = 1;
-  resultContext.drawImage(page.photo, 0, 0);
+  resultContext.drawImage(seenCanvas, 0, 0);
   resultContext.globalAlpha = page.strength.valueAsNumber / 100;
   resultContext.drawImage(editCanvas, 0, 0);
+  resultContext.globalAlpha = 1;
+  resultContext.globalCompositeOperation = "destination-in"; // its opacity, the colours that are there
+  resultContext.drawImage(page.photo, 0, 0);
 }
 
 // ---------------------------------------------------------------- what is shown

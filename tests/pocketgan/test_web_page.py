@@ -167,7 +167,14 @@ def expect_edited(tab, concept, name="my cat.png"):
 
 
 def pixels_of(tab, canvas="result"):
-    """What a canvas shows, (H, W, 3)."""
+    """What a canvas shows, (H, W, 3), without transparent parts."""
+    rgba = rgba_of(tab, canvas)
+    assert (rgba[..., 3] == 255).all()
+    return rgba[..., :3]
+
+
+def rgba_of(tab, canvas="result"):
+    """What a canvas shows, (H, W, 4)."""
     data, width, height = tab.evaluate(
         """id => {
             const canvas = document.getElementById(id);
@@ -176,9 +183,7 @@ def pixels_of(tab, canvas="result"):
         }""",
         canvas,
     )
-    rgba = np.array(data, dtype=np.uint8).reshape(height, width, 4)
-    assert (rgba[..., 3] == 255).all()
-    return rgba[..., :3]
+    return np.array(data, dtype=np.uint8).reshape(height, width, 4)
 
 
 def psnr_db(one, other):
@@ -215,6 +220,47 @@ def test_a_photo_is_edited_as_in_python(open_tab, address, pack, photo, tmp_path
     assert download.value.suggested_filename == "my_cat_inverted.png"
     download.value.save_as(tmp_path / "saved.png")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "saved.png").convert("RGB")), pixels_of(tab))
+
+
+@in_browser
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_transparent_parts_stay_so(open_tab, address, pack, photo, tmp_path, suffix):
+    picture = Image.open(photo).convert("RGBA")
+    alpha = np.tile(np.linspace(0, 255, WIDTH).astype(np.uint8), (HEIGHT, 1))
+    alpha[:20] = 255
+    alpha[-20:] = 0
+    picture.putalpha(Image.fromarray(alpha))
+    cut_out = tmp_path / f"cut_out{suffix}"
+    picture.save(cut_out, lossless=True) if suffix == ".webp" else picture.save(cut_out)
+    tab = open_tab(address)
+    tab.get_by_label("Size").select_option("128")
+    tab.get_by_label("Photo", exact=True).set_input_files(cut_out)
+    expect_edited(tab, "inverted", cut_out.name)
+
+    def as_seen(rgba):
+        """With the alpha multiplied in, since a canvas keeps no colour of what is not seen."""
+        return rgba[..., :3] * (rgba[..., 3:] / 255)
+
+    model = pocketgan.load(pack)
+    for strength in (100, 60, 0):
+        tab.get_by_label("Strength").fill(str(strength))
+        expected = np.asarray(model.edit(Image.open(cut_out), "inverted", strength / 100))
+        shown = rgba_of(tab)
+        assert np.array_equal(shown[..., 3], alpha)
+        assert psnr_db(as_seen(shown), as_seen(expected)) > 40
+        with tab.expect_download() as download:
+            tab.get_by_role("button", name="Download PNG").click()
+        download.value.save_as(tmp_path / "saved.png")
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "saved.png")), shown)
+    original = rgba_of(tab, "photo")
+    assert np.array_equal(original[..., 3], alpha)
+    assert psnr_db(as_seen(original), as_seen(shown)) > 45, "a strength of 0 is the photo"
+    clips = "[photo, result].map((canvas) => getComputedStyle(canvas).clipPath)"
+    assert tab.evaluate(clips) == ["inset(0px 50% 0px 0px)", "inset(0px 0px 0px 50%)"], "one is seen through the other"
+
+    tab.get_by_label("Photo", exact=True).set_input_files(photo)
+    expect_edited(tab, "inverted")
+    assert np.array_equal(pixels_of(tab, "photo"), np.asarray(Image.open(photo)))
 
 
 @in_browser
