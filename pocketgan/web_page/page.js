@@ -26,7 +26,8 @@ let concept = null; // the chosen one's name
 let readyConcept = null; // the one that the model computes
 let isReady = false; // to edit
 let source = null; // what is shown: {picture, width, height, name}, and the stream of a camera that is live
-let hasEdit = false;
+let shownEdit = null; // {name, concept} of the edit that the result's canvas holds
+let busy = 0; // how many changes of what is shown are under way, a live camera's frames left out
 let wishes = 0; // how many photos and cameras were asked for; the number of the latest
 let shownWish = 0; // the number of the one that is shown; whatever was asked for before it comes too late
 let startingCamera = 0; // the wish for the camera that is not live yet
@@ -68,6 +69,23 @@ function oneAtATime(work) {
   };
 }
 
+/** Do what changes the shown edit; meanwhile the page is busy, and gives no download of what is wanted no longer. */
+async function busily(work) {
+  busy++;
+  showBusy();
+  try {
+    return await work();
+  } finally {
+    busy--;
+    showBusy();
+  }
+}
+
+function showBusy() {
+  page.stage.setAttribute("aria-busy", busy > 0);
+  page.download.disabled = shownEdit === null || (busy > 0 && !isLive());
+}
+
 // ---------------------------------------------------------------- what is said
 function say(text) {
   // a live region is read out at each change
@@ -78,7 +96,6 @@ function report(error) {
   // a frame of the camera may fail as the one before did
   if (page.problem.hidden || page.problem.textContent !== error.message) page.problem.textContent = error.message;
   page.problem.hidden = false;
-  page.stage.setAttribute("aria-busy", "false");
   if (!isReady) say("");
 }
 
@@ -137,10 +154,12 @@ function press(name) {
   page.prompt.hidden = !prompt || prompt === name;
 }
 
-const choose = oneAtATime(async () => {
+const choose = oneAtATime(() => busily(compute));
+
+/** Have the model compute the chosen concept. */
+async function compute() {
   forgetProblem();
   press(concept);
-  page.stage.setAttribute("aria-busy", "true");
   const chosen = concept;
   let made;
   try {
@@ -162,20 +181,20 @@ const choose = oneAtATime(async () => {
   }
   page.note.textContent = notes.join(" ");
   page.note.hidden = notes.length === 0;
-  page.stage.setAttribute("aria-busy", "false");
   page.problem.hidden = true;
   readyConcept = chosen;
   isReady = true;
   if (source === null) say("Ready. Choose a photo, or start the camera.");
   else if (!isLive()) await refresh();
-});
+}
 
 // ---------------------------------------------------------------- photo to edit
 const refresh = oneAtATime(async () => {
   if (source === null) return;
   const [width, height] = editedSize(source);
   const isOtherSize = page.photo.width !== width || page.photo.height !== height;
-  if (isOtherSize || !hasEdit) {
+  if (isOtherSize || shownEdit === null) {
+    shownEdit = null;
     for (const canvas of [page.photo, page.result, seenCanvas, editCanvas]) {
       [canvas.width, canvas.height] = [width, height];
     }
@@ -189,19 +208,20 @@ const refresh = oneAtATime(async () => {
     resultContext.drawImage(page.photo, 0, 0);
     return;
   }
-  const edited = { concept: label(readyConcept), name: source.name };
+  const edited = source;
   const { data } = seenContext.getImageData(0, 0, width, height);
-  if (!isLive()) page.stage.setAttribute("aria-busy", "true");
-  const { pixels, milliseconds } = await ask("edit", { pixels: data.buffer, width, height }, [data.buffer]);
+  const ofModel = () => ask("edit", { pixels: data.buffer, width, height }, [data.buffer]);
+  const { pixels, milliseconds, concept } = isLive() ? await ofModel() : await busily(ofModel);
+  if (source !== edited) return; // another was chosen, and is next
   editContext.putImageData(new ImageData(new Uint8ClampedArray(pixels), width, height), 0, 0);
-  hasEdit = true;
+  shownEdit = { name: edited.name, concept };
   blend();
   page.milliseconds.textContent = `${milliseconds < 100 ? milliseconds.toFixed(1) : Math.round(milliseconds)} ms`;
   page.edited_size.textContent = `${width} × ${height} px`;
-  page.result.setAttribute("aria-label", `After: ${edited.name}, edited as ${edited.concept}`);
-  page.download.disabled = false;
-  page.stage.setAttribute("aria-busy", "false");
-  say(isLive() ? `The camera is live, edited as ${edited.concept}.` : `${edited.name} edited as ${edited.concept}.`);
+  const said = `edited as ${label(concept)}`;
+  page.result.setAttribute("aria-label", `After: ${edited.name}, ${said}`);
+  showBusy();
+  say(isLive() ? `The camera is live, ${said}.` : `${edited.name} ${said}.`);
 });
 
 /** Draw a picture: for the model on white, and on the page the same with the picture's transparency, as in Python. */
@@ -226,7 +246,7 @@ function editedSize({ width, height }) {
 
 /** Mix the photo and its edit by the strength, with the photo's transparency. */
 function blend() {
-  if (!hasEdit) return;
+  if (shownEdit === null) return;
   resultContext.globalCompositeOperation = "source-over";
   resultContext.globalAlpha = 1;
   resultContext.drawImage(seenCanvas, 0, 0);
@@ -245,8 +265,9 @@ function show(wish, shown) {
     return false;
   }
   letGo(source);
-  hasEdit &&= wish === shownWish; // a camera's last frame is shown for the same wish as the camera
+  if (wish !== shownWish) shownEdit = null; // a camera's last frame is shown for the same wish as the camera
   [source, shownWish] = [shown, wish];
+  showBusy();
   page.camera.textContent = isLive() ? "Stop camera" : "Start camera";
   page.camera.disabled = startingCamera > shownWish;
   page.device_field.hidden = true;
@@ -334,11 +355,12 @@ document.addEventListener("drop", (event) => {
 });
 
 page.download.onclick = () => {
-  const name = source.name.replace(/\.[^.]*$/, "").replaceAll(" ", "_");
+  const { name, concept } = shownEdit; // the chosen concept may not be computed yet
+  const stem = name.replace(/\.[^.]*$/, "").replaceAll(" ", "_");
   page.result.toBlob((blob) => {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
-    link.download = `${name}_${concept}.png`;
+    link.download = `${stem}_${concept}.png`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000); // not before the browser has taken it
   }, "image/png");

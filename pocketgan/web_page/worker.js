@@ -13,6 +13,7 @@ let graph; // bytes of the ONNX file
 let baseWeights; // bytes of the weights that concepts change; null if none do
 const adapters = new Map(); // concept's name to its tensors
 let ort, backend, threads, session;
+let computed; // name of the concept whose weights the session has
 let fallback = null; // why WebGPU is not used
 
 const METHODS = { open, choose, edit };
@@ -134,6 +135,7 @@ async function choose({ concept, scale }) {
     await loadRuntime("wasm");
     await makeSession(weights);
   }
+  computed = concept;
   const scalable = [...tensors.keys()].some((name) => name.endsWith(".lora_A"));
   return { result: { scalable, backend, threads, fallback, isolated: crossOriginIsolated } };
 }
@@ -242,7 +244,7 @@ async function edit({ pixels, width, height }) {
       photo[to++] = 255;
     }
   }
-  return { result: { pixels: photo.buffer, milliseconds }, transfer: [photo.buffer] };
+  return { result: { pixels: photo.buffer, milliseconds, concept: computed }, transfer: [photo.buffer] };
 }
 
 async function run(pixels, width, height) {

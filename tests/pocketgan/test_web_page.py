@@ -332,6 +332,66 @@ def test_a_concept_alone_in_fewer_bits(open_tab, request, photo, precision, leas
         assert psnr_db(expected, np.asarray(Image.open(photo))) < 20, "the edit is the photo"
 
 
+# holds back what the page asks of its worker by some method, until window.free()
+HELD_MESSAGES = """(method) => {
+    const { postMessage } = Worker.prototype;
+    const held = new Promise((resolve) => {
+        window.free = () => { Worker.prototype.postMessage = postMessage; resolve(); };
+    });
+    Worker.prototype.postMessage = function (message, transfer) {
+        if (message.method === method) held.then(() => postMessage.call(this, message, transfer));
+        else postMessage.call(this, message, transfer);
+    };
+}"""
+
+
+def downloaded_name(tab):
+    with tab.expect_download() as download:
+        tab.get_by_role("button", name="Download PNG").click()
+    return download.value.suggested_filename
+
+
+@in_browser
+def test_what_is_downloaded_is_what_was_chosen(open_tab, address, photo, tmp_path):
+    other = tmp_path / "other.png"
+    Image.linear_gradient("L").save(other)
+    tab = open_tab(address)
+    button = tab.get_by_role("button", name="Download PNG")
+    expect(button).to_be_disabled()
+    edit_photo(tab, photo)
+    # the edit, the concept and the photo may each be under way
+    for held_back, name, concept in (
+        ("edit", photo, "sepia"),
+        ("choose", photo, "inverted"),
+        ("edit", other, "inverted"),
+    ):
+        expect(button).to_be_enabled()
+        tab.evaluate(HELD_MESSAGES, held_back)
+        tab.get_by_role("button", name=concept).click()
+        if name == other:
+            tab.get_by_label("Photo", exact=True).set_input_files(other)
+        expect(tab.locator("#stage")).to_have_attribute("aria-busy", "true")
+        expect(button).to_be_disabled()
+        tab.evaluate("() => window.free()")
+        expect_edited(tab, concept, name.name)
+        assert downloaded_name(tab) == f"{name.stem.replace(' ', '_')}_{concept}.png"
+    assert tab.locator("#stage").get_attribute("aria-busy") == "false"
+
+
+@in_browser
+def test_a_download_of_the_camera_is_named_after_what_is_computed(open_tab, address):
+    tab = open_tab(address, permissions=["camera"])
+    tab.get_by_label("Size").select_option("128")
+    tab.get_by_role("button", name="Start camera").click()
+    expect(tab.locator("#status")).to_have_text("The camera is live, edited as inverted.", timeout=PATIENCE_MS)
+    tab.evaluate(HELD_MESSAGES, "choose")
+    tab.get_by_role("button", name="sepia").click()
+    assert downloaded_name(tab) == "Camera_inverted.png"
+    tab.evaluate("() => window.free()")
+    expect(tab.locator("#status")).to_have_text("The camera is live, edited as sepia.", timeout=PATIENCE_MS)
+    assert downloaded_name(tab) == "Camera_sepia.png"
+
+
 @in_browser
 def test_the_camera_is_edited_live(open_tab, address):
     tab = open_tab(address, permissions=["camera"])
@@ -572,6 +632,7 @@ def test_damaged_and_missing_files_are_named(open_tab, pack, photo, tmp_path):
         assert hashlib.sha256(damaged).hexdigest() in alert.inner_text()
         assert hashlib.sha256(whole).hexdigest() in alert.inner_text()
         expect(tab.get_by_role("button", name="inverted")).to_have_attribute("aria-pressed", "true")
+        assert downloaded_name(tab) == "my_cat_inverted.png"
         (folder / "sepia.safetensors").unlink()
         tab.get_by_role("button", name="sepia").click()
         expect(alert).to_contain_text("sepia.safetensors is missing (the server answers 404)")
