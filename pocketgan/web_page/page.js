@@ -6,6 +6,9 @@ const SIZES = [128, 256, 384, 512, 768]; // pixels of the longer side
 const ORIGINAL_LIMIT = 1024; // beyond it, a browser's memory does not do
 const SMALLEST_SIDE = 32; // as for `pocketgan edit`
 const FRAMES_MEASURED = 10;
+const SECURE_ADDRESS_NEEDED =
+  "Browsers give WebGPU, the camera and more than one thread to https and localhost alone: open the page by https, or as " +
+  "localhost on the machine that serves it.";
 const CAMERA_PROBLEMS = {
   NotAllowedError: "The camera may not be used: allow it in the browser's settings for this site, then start it again.",
   NotFoundError: "No camera was found on this device.",
@@ -173,7 +176,8 @@ async function compute() {
   page.backend.textContent =
     made.backend === "webgpu" ? "WebGPU" : `WebAssembly, ${made.threads} ${made.threads === 1 ? "thread" : "threads"}`;
   const notes = made.fallback ? [made.fallback] : [];
-  if (!made.isolated && made.backend === "wasm") {
+  if (!isSecureContext) notes.push(SECURE_ADDRESS_NEEDED);
+  else if (!made.isolated && made.backend === "wasm") {
     notes.push(
       "It computes on one thread, because the server does not send the COOP and COEP headers that more need; " +
         "“pocketgan serve” does.",
@@ -370,7 +374,7 @@ page.download.onclick = () => {
 async function startCamera(deviceId = null) {
   forgetProblem();
   if (!navigator.mediaDevices?.getUserMedia) {
-    report(new Error("This browser gives no camera to this page; open it by https, or on this machine as localhost."));
+    report(new Error(isSecureContext ? "This browser gives pages no camera; try another." : SECURE_ADDRESS_NEEDED));
     return;
   }
   stopCamera(); // a phone opens one at a time

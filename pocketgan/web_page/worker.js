@@ -61,10 +61,15 @@ async function open({ wantedBackend, wantedThreads }) {
   return { result: { pack } };
 }
 
-/** Say why WebGPU is not used; null if it is. insists: even one that is computed in software, slower than WebAssembly. */
+/** Say why WebGPU is not used; null if it is. insists: even where it is slower than WebAssembly. */
 async function whyNoWebGpu(insists) {
+  // of QuantizeLinear (docs/webgpu-operators.md of ONNX Runtime): each layer's values would go to the processor and back
+  if (pack.precision === "int8" && !insists) {
+    return "WebGPU has no kernels for int8, in which this model is, so the processor computes.";
+  }
   if (!navigator.gpu) return "This browser has no WebGPU here, so the processor computes.";
   const adapter = await navigator.gpu.requestAdapter();
+  // a fallback adapter is software
   if (!adapter || (adapter.info?.isFallbackAdapter && !insists)) {
     return "WebGPU finds no graphics card, so the processor computes.";
   }

@@ -36,6 +36,7 @@ OPTIONS = [
     "--disable-background-networking",
     "--disable-sync",
     "--use-fake-device-for-media-stream",
+    "--host-resolver-rules=MAP pocketgan.test 127.0.0.1",  # a name that browsers do not take for this machine
 ]
 WIDTH, HEIGHT = 128, 92  # the height is no multiple of 8
 PATIENCE_MS = 60_000
@@ -136,7 +137,8 @@ def open_tab(browser):
 
         def note(request):
             tab.requested.append(request.url)
-            if not request.url.startswith((address.split("/?")[0], "blob:http://127.0.0.1", "data:")):
+            host = address.split("/?")[0]
+            if not request.url.startswith((host, f"blob:{host}", "data:")):
                 foreign.append(request.url)
 
         # the context, since workers' requests are not the page's
@@ -360,21 +362,18 @@ def test_what_is_downloaded_is_what_was_chosen(open_tab, address, photo, tmp_pat
     expect(button).to_be_disabled()
     edit_photo(tab, photo)
     # the edit, the concept and the photo may each be under way
-    for held_back, name, concept in (
-        ("edit", photo, "sepia"),
-        ("choose", photo, "inverted"),
-        ("edit", other, "inverted"),
-    ):
+    steps = (("edit", photo, "sepia"), ("choose", photo, "inverted"), ("edit", other, "inverted"))
+    for held_back, path, concept in steps:
         expect(button).to_be_enabled()
         tab.evaluate(HELD_MESSAGES, held_back)
         tab.get_by_role("button", name=concept).click()
-        if name == other:
+        if path == other:
             tab.get_by_label("Photo", exact=True).set_input_files(other)
         expect(tab.locator("#stage")).to_have_attribute("aria-busy", "true")
         expect(button).to_be_disabled()
         tab.evaluate("() => window.free()")
-        expect_edited(tab, concept, name.name)
-        assert downloaded_name(tab) == f"{name.stem.replace(' ', '_')}_{concept}.png"
+        expect_edited(tab, concept, path.name)
+        assert downloaded_name(tab) == f"{path.stem.replace(' ', '_')}_{concept}.png"
     assert tab.locator("#stage").get_attribute("aria-busy") == "false"
 
 
@@ -515,7 +514,7 @@ def test_a_refused_camera_and_none_at_all(open_tab, address):
     expect(tab.get_by_role("alert")).to_contain_text("may not be used: allow it in the browser's settings")
     tab.evaluate("Object.defineProperty(navigator, 'mediaDevices', { value: undefined })")
     tab.get_by_role("button", name="Start camera").click()
-    expect(tab.get_by_role("alert")).to_contain_text("open it by https, or on this machine as localhost")
+    expect(tab.get_by_role("alert")).to_contain_text("This browser gives pages no camera")
     assert tab.get_by_role("button", name="Start camera").is_visible()
 
 
@@ -661,15 +660,46 @@ def test_a_server_without_the_headers_gives_one_thread(open_tab, address, photo,
 
 
 @in_browser
-def test_where_webgpu_fails_the_processor_computes(open_tab, pack, photo, tmp_path):
-    folder = Path(shutil.copytree(pack, tmp_path / "page"))
+def test_plain_http_from_elsewhere_is_told_what_it_lacks(open_tab, address, photo):
+    tab = open_tab(address.replace("127.0.0.1", "pocketgan.test"), expect_errors=True)  # that the headers are ignored
+    assert tab.inner_text("#backend") == "WebAssembly, 1 thread"
+    note = tab.inner_text("#note")
+    assert "WebGPU, the camera and more than one thread to https and localhost alone: open the page by https" in note
+    assert "headers" not in note
+    edit_photo(tab, photo)
+    tab.get_by_role("button", name="Start camera").click()
+    expect(tab.get_by_role("alert")).to_contain_text("open the page by https, or as localhost on the machine")
+
+
+def without_device(page, folder):
+    """A copy of a page in whose worker WebGPU finds a graphics card that does not work."""
+    copied = Path(shutil.copytree(page, folder))
     stand_in = """const adapter = {
         info: {}, limits: {}, features: new Set(), requestDevice: async () => { throw new Error("device lost"); },
     };
     Object.defineProperty(navigator, "gpu", { value: { requestAdapter: async () => adapter } });
     """
-    (folder / "worker.js").write_text(stand_in + (folder / "worker.js").read_text())
-    with served(folder) as address:
+    (copied / "worker.js").write_text(stand_in + (copied / "worker.js").read_text())
+    return copied
+
+
+@in_browser
+def test_int8_is_computed_by_the_processor_unless_one_insists(open_tab, int8, tmp_path):
+    with served(without_device(int8, tmp_path / "page")) as address:
+        tab = open_tab(address)
+        assert tab.inner_text("#backend").startswith("WebAssembly")
+        assert tab.inner_text("#note") == (
+            "WebGPU has no kernels for int8, in which this model is, so the processor computes."
+        )
+        assert not any("webgpu" in url for url in tab.requested)
+        tab = open_tab(f"{address}/?backend=webgpu", expect_errors=True)
+        assert "WebGPU does not run this model" in tab.inner_text("#note")
+        assert any(url.endswith("ort.webgpu.min.mjs") for url in tab.requested)
+
+
+@in_browser
+def test_where_webgpu_fails_the_processor_computes(open_tab, pack, photo, tmp_path):
+    with served(without_device(pack, tmp_path / "page")) as address:
         tab = open_tab(address, expect_errors=True)
         assert re.search(r"WebGPU does not run this model \(.+\), so the processor computes", tab.inner_text("#note"))
         assert tab.inner_text("#backend").startswith("WebAssembly")
