@@ -3,12 +3,12 @@
 // The model is in worker.js. `?backend=wasm` or `webgpu` and `?threads=N` in the address choose what computes.
 
 const SIZES = [128, 256, 384, 512, 768]; // pixels of the longer side
-const ORIGINAL_LIMIT = 1024; // beyond it, a browser's memory does not do
+const ORIGINAL_LIMIT = 1024; // pixels of the longer side, beyond which a browser's memory does not do
 const SMALLEST_SIDE = 32; // as for `pocketgan edit`
 const FRAMES_MEASURED = 10;
 const SECURE_ADDRESS_NEEDED =
-  "Browsers give WebGPU, the camera and more than one thread to https and localhost alone: open the page by https, or as " +
-  "localhost on the machine that serves it.";
+  "Browsers give WebGPU, the camera and more than one thread to https and localhost alone: open the page by https, or " +
+  "as localhost on the machine that serves it.";
 const CAMERA_PROBLEMS = {
   NotAllowedError: "The camera may not be used: allow it in the browser's settings for this site, then start it again.",
   NotFoundError: "No camera was found on this device.",
@@ -28,7 +28,8 @@ let pack = null; // until the model is open
 let concept = null; // the chosen one's name
 let readyConcept = null; // the one that the model computes
 let isReady = false; // to edit
-let source = null; // what is shown: {picture, width, height, name}, and the stream of a camera that is live
+// what is shown: {picture, width, height, name}, with the original size of a reduced photo and the stream of a live camera
+let source = null;
 let shownEdit = null; // {name, concept} of the edit that the result's canvas holds
 let busy = 0; // how many changes of what is shown are under way, a live camera's frames left out
 let wishes = 0; // how many photos and cameras were asked for; the number of the latest
@@ -118,15 +119,16 @@ async function openModel() {
   pack = opened.pack;
   if (pack.title) page.title.textContent = document.title = pack.title;
   for (const { name } of pack.concepts) {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.textContent = label(name);
-    button.value = name;
-    button.onclick = () => {
+    const radio = document.createElement("input");
+    [radio.type, radio.name, radio.value] = ["radio", "concept", name];
+    radio.onchange = () => {
       concept = name;
       choose();
     };
-    page.concepts.append(button);
+    const choice = document.createElement("label");
+    choice.className = "choice";
+    choice.append(radio, label(name));
+    page.concepts.append(choice);
   }
   offerSizes();
   concept = pack.concepts[0].name;
@@ -139,19 +141,19 @@ function label(name) {
 }
 
 function offerSizes() {
-  const fitting = SIZES.concat(pack.size).filter((size) => size % pack.size_divisor === 0);
-  const sizes = pack.dynamic_size ? [...new Set(fitting)].sort((one, other) => one - other) : [pack.size];
-  const ofTraining = pack.dynamic_size ? Math.max(pack.size, 256) : pack.size;
-  for (const size of sizes) {
-    page.size.append(new Option(`${size} px`, size, size === ofTraining, size === ofTraining));
-  }
-  if (pack.dynamic_size) page.size.append(new Option(`Original, up to ${ORIGINAL_LIMIT} px`, ORIGINAL_LIMIT));
-  page.size.disabled = sizes.length === 1;
+  const { size: ofTraining, size_divisor: divisor, dynamic_size: isDynamic } = pack;
+  const fitting = SIZES.concat(ofTraining).filter((size) => size % divisor === 0 && size < ORIGINAL_LIMIT);
+  const sizes = isDynamic ? [...new Set(fitting)].sort((one, other) => one - other) : [ofTraining];
+  for (const size of sizes) page.size.append(new Option(`${size} px`, size));
+  if (isDynamic) page.size.append(new Option(`Original, up to ${ORIGINAL_LIMIT} px`, ORIGINAL_LIMIT));
+  const good = (size) => size >= Math.max(ofTraining, 256);
+  page.size.value = isDynamic ? (sizes.find(good) ?? ORIGINAL_LIMIT) : ofTraining;
+  page.size.disabled = !isDynamic;
 }
 
 /** Show which concept is chosen. */
 function press(name) {
-  for (const button of page.concepts.children) button.setAttribute("aria-pressed", button.value === name);
+  for (const radio of page.concepts.querySelectorAll("input")) radio.checked = radio.value === name;
   const { prompt } = pack.concepts.find((each) => each.name === name);
   page.prompt.textContent = prompt;
   page.prompt.hidden = !prompt || prompt === name;
@@ -205,6 +207,9 @@ const refresh = oneAtATime(async () => {
     page.frame.style.setProperty("--aspect", width / height);
   }
   drawPhoto(source.picture, width, height);
+  page.photo_size.textContent = source.original
+    ? `${inPixels(source.original)}, reduced to ${inPixels(source)}`
+    : inPixels(source);
   page.frame.hidden = false;
   page.hint.hidden = true;
   if (!isReady) {
@@ -221,12 +226,16 @@ const refresh = oneAtATime(async () => {
   shownEdit = { name: edited.name, concept };
   blend();
   page.milliseconds.textContent = `${milliseconds < 100 ? milliseconds.toFixed(1) : Math.round(milliseconds)} ms`;
-  page.edited_size.textContent = `${width} × ${height} px`;
+  page.edited_size.textContent = inPixels({ width, height });
   const said = `edited as ${label(concept)}`;
   page.result.setAttribute("aria-label", `After: ${edited.name}, ${said}`);
   showBusy();
   say(isLive() ? `The camera is live, ${said}.` : `${edited.name} ${said}.`);
 });
+
+function inPixels({ width, height }) {
+  return `${width} × ${height} px`;
+}
 
 /** Draw a picture: for the model on white, and on the page the same with the picture's transparency, as in Python. */
 function drawPhoto(picture, width, height) {
@@ -244,7 +253,8 @@ function drawPhoto(picture, width, height) {
 function editedSize({ width, height }) {
   const wanted = pack === null ? ORIGINAL_LIMIT : Number(page.size.value);
   const longer = Math.max(width, height);
-  const factor = (wanted === ORIGINAL_LIMIT ? Math.min(wanted, longer) : wanted) / longer;
+  const isOriginal = pack === null || (pack.dynamic_size && wanted === ORIGINAL_LIMIT);
+  const factor = (isOriginal ? Math.min(wanted, longer) : wanted) / longer;
   return [width, height].map((length) => Math.max(1, Math.round(length * factor)));
 }
 
@@ -299,8 +309,8 @@ async function takePhoto(file) {
   forgetProblem();
   const name = file.name || "The photo";
   try {
-    const picture = await readPicture(file, name);
-    if (!show(wish, { picture, width: picture.width, height: picture.height, name })) return;
+    const { picture, original } = await readPicture(file, name);
+    if (!show(wish, { picture, width: picture.width, height: picture.height, name, original })) return;
     if (pack === null && page.problem.hidden) say("The model is still loading.");
     await refresh();
   } catch (error) {
@@ -308,6 +318,7 @@ async function takePhoto(file) {
   }
 }
 
+/** Read a picture's file. Gives the picture and, where that had to be reduced to the limit, its original size. */
 async function readPicture(file, name) {
   let picture;
   try {
@@ -324,7 +335,7 @@ async function readPicture(file, name) {
     throw new Error(`${name} is ${width} × ${height} pixels; both sides must be at least ${SMALLEST_SIDE}.`);
   }
   const factor = ORIGINAL_LIMIT / Math.max(width, height);
-  if (factor >= 1) return picture;
+  if (factor >= 1) return { picture };
   // a camera's photo takes 100 MB or more
   const smaller = await createImageBitmap(picture, {
     resizeWidth: Math.max(1, Math.round(width * factor)),
@@ -332,7 +343,7 @@ async function readPicture(file, name) {
     resizeQuality: "high",
   });
   picture.close();
-  return smaller;
+  return { picture: smaller, original: { width, height } };
 }
 
 page.choose.onclick = () => page.file.click();
@@ -475,12 +486,13 @@ page.strength.oninput = () => {
 };
 page.scale.oninput = () => {
   page.scale_shown.textContent = page.scale.valueAsNumber.toFixed(2);
+  page.scale.setAttribute("aria-valuetext", page.scale_shown.textContent);
   if (isReady) choose();
 };
 page.size.onchange = () => {
   forgetProblem();
   refresh();
 };
-for (const slider of [page.cut, page.strength]) slider.oninput();
+for (const slider of [page.cut, page.strength, page.scale]) slider.oninput();
 
 openModel().catch(report);

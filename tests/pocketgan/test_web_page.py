@@ -211,7 +211,7 @@ def test_a_photo_is_edited_as_in_python(open_tab, address, pack, photo, tmp_path
     assert psnr_db(pixels_of(tab), original) < 20, "the edit is the photo"
 
     assert re.fullmatch(r"[\d.]+ ms", tab.inner_text("#milliseconds"))
-    assert tab.inner_text("#edited_size") == f"{WIDTH} × {HEIGHT} px"
+    assert tab.inner_text("#photo_size") == tab.inner_text("#edited_size") == f"{WIDTH} × {HEIGHT} px"
     threads = min(4, os.cpu_count())
     assert tab.inner_text("#backend") == f"WebAssembly, {threads} thread{'s' if threads > 1 else ''}"
     assert "WebGPU" in tab.inner_text("#note")
@@ -289,11 +289,11 @@ def test_concepts_change_without_the_base_anew(open_tab, address, pack, photo):
     inverted = pixels_of(tab)
     assert not tab.get_by_label("Adapter scale").is_visible()
     for name in ("sepia", "inverted", "sepia"):
-        tab.get_by_role("button", name=name).click()
+        tab.get_by_role("radio", name=name).check()
         expect_edited(tab, name)
         expected = python_edit(pack, photo, name)
         assert psnr_db(pixels_of(tab), expected) > 35
-        expect(tab.get_by_role("button", name=name)).to_have_attribute("aria-pressed", "true")
+        expect(tab.get_by_role("radio", name=name)).to_be_checked()
         assert tab.locator("#prompt").inner_text() == f"make it {name}"
     assert psnr_db(inverted, expected) < 20, "the concept changes nothing"
 
@@ -366,7 +366,7 @@ def test_what_is_downloaded_is_what_was_chosen(open_tab, address, photo, tmp_pat
     for held_back, path, concept in steps:
         expect(button).to_be_enabled()
         tab.evaluate(HELD_MESSAGES, held_back)
-        tab.get_by_role("button", name=concept).click()
+        tab.get_by_role("radio", name=concept).check()
         if path == other:
             tab.get_by_label("Photo", exact=True).set_input_files(other)
         expect(tab.locator("#stage")).to_have_attribute("aria-busy", "true")
@@ -384,7 +384,7 @@ def test_a_download_of_the_camera_is_named_after_what_is_computed(open_tab, addr
     tab.get_by_role("button", name="Start camera").click()
     expect(tab.locator("#status")).to_have_text("The camera is live, edited as inverted.", timeout=PATIENCE_MS)
     tab.evaluate(HELD_MESSAGES, "choose")
-    tab.get_by_role("button", name="sepia").click()
+    tab.get_by_role("radio", name="sepia").check()
     assert downloaded_name(tab) == "Camera_inverted.png"
     tab.evaluate("() => window.free()")
     expect(tab.locator("#status")).to_have_text("The camera is live, edited as sepia.", timeout=PATIENCE_MS)
@@ -401,7 +401,7 @@ def test_the_camera_is_edited_live(open_tab, address):
     photo, edit = pixels_of(tab, "photo"), pixels_of(tab)
     assert edit.shape == (96, 128, 3)
     assert photo.std() > 10, "Chromium's fake camera shows a green screen with a clock"
-    tab.get_by_role("button", name="sepia").click()
+    tab.get_by_role("radio", name="sepia").check()
     expect(tab.locator("#status")).to_have_text("The camera is live, edited as sepia.", timeout=PATIENCE_MS)
 
     tab.get_by_role("button", name="Stop camera").click()
@@ -503,7 +503,7 @@ def test_of_two_photos_the_later_is_shown(open_tab, address, photo, tmp_path):
     edit_photo(tab, photo)
     tab.evaluate("() => window.free()")
     expect(tab.locator("body")).to_have_attribute("data-read", "slow.png")
-    tab.get_by_role("button", name="sepia").click()
+    tab.get_by_role("radio", name="sepia").check()
     expect_edited(tab, "sepia")
 
 
@@ -556,6 +556,7 @@ def test_what_is_no_photo_is_refused_and_a_photo_still_goes(open_tab, address, p
     tab.get_by_label("Photo", exact=True).set_input_files(large)
     expect_edited(tab, "inverted", name="large.jpg")
     assert tab.inner_text("#edited_size") == "128 × 26 px"
+    assert tab.inner_text("#photo_size") == "3000 × 600 px, reduced to 1024 × 205 px"
     tab.get_by_label("Size").select_option("Original, up to 1024 px")
     expect(tab.locator("#edited_size")).to_have_text("1024 × 205 px", timeout=PATIENCE_MS)
 
@@ -564,16 +565,17 @@ def test_what_is_no_photo_is_refused_and_a_photo_still_goes(open_tab, address, p
 def test_by_the_keyboard_alone(open_tab, address, photo):
     tab = open_tab(address)
     edit_photo(tab, photo)
-    tab.get_by_role("button", name="sepia").click()
+    tab.get_by_role("radio", name="sepia").check()
     expect_edited(tab, "sepia")
     tab.locator("body").click(position={"x": 1, "y": 1})
     reached = []
-    for _ in range(10):
+    for _ in range(9):
         tab.keyboard.press("Tab")
-        reached.append(tab.evaluate("document.activeElement.id || document.activeElement.innerText"))
-        if reached[-1] not in {"cut", "", "MIT licence"}:
-            assert tab.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-    order = ["cut", "choose", "camera", "download", "inverted", "sepia", "strength", "scale", "size"]
+        reached.append(tab.evaluate("document.activeElement.id || document.activeElement.value"))
+        if reached[-1] not in {"cut", None}:
+            seen = "document.activeElement.closest('.choice') ?? document.activeElement"
+            assert tab.evaluate(f"getComputedStyle({seen}).outlineStyle") == "solid", reached[-1]
+    order = ["cut", "choose", "camera", "download", "sepia", "strength", "scale", "size"]
     assert [one for one in reached if one in order] == order
 
     cut = tab.get_by_label("Line between before and after")
@@ -581,9 +583,10 @@ def test_by_the_keyboard_alone(open_tab, address, photo):
     tab.keyboard.press("ArrowRight")
     assert cut.get_attribute("aria-valuetext") == "51 % before, 49 % after"
     assert tab.evaluate("getComputedStyle(document.getElementById('result')).clipPath") == "inset(0px 0px 0px 51%)"
-    tab.get_by_role("button", name="inverted").focus()
-    tab.keyboard.press("Enter")
+    tab.get_by_role("radio", name="sepia").focus()
+    tab.keyboard.press("ArrowLeft")
     expect_edited(tab, "inverted")
+    expect(tab.get_by_role("radio", name="inverted")).to_be_focused()
     with tab.expect_file_chooser():
         tab.get_by_role("button", name="Choose a photo").press("Enter")
     labelled = (
@@ -594,13 +597,81 @@ def test_by_the_keyboard_alone(open_tab, address, photo):
 
 
 @in_browser
+def test_what_a_screen_reader_says(open_tab, address, photo):
+    tab = open_tab(address)
+    edit_photo(tab, photo)
+    tab.get_by_role("radio", name="sepia").check()
+    expect_edited(tab, "sepia")
+    concepts = tab.get_by_role("radiogroup", name="Concept", exact=True)
+    assert [radio.is_checked() for radio in concepts.get_by_role("radio").all()] == [False, True]
+    for name, value, said in (("Strength", "60", "60 %"), ("Adapter scale", "0.5", "0.50")):
+        slider = tab.get_by_role("slider", name=name, exact=True)
+        slider.fill(value)
+        assert slider.get_attribute("aria-valuetext") == said
+        field = tab.locator(".field").filter(has=slider)
+        assert said in field.inner_text()
+        # with the value, the name would be said twice, and each move of the slider by a live region, too
+        assert said not in field.aria_snapshot()
+    assert tab.get_by_role("status").count() == 1
+
+
+# the least contrast of any text outside the picture with what it stands on, as WCAG 2 counts
+LEAST_CONTRAST = """() => {
+    const parts = (color) => color.match(/[\\d.]+/g).map(Number);
+    const light = (color) => {
+        const [r, g, b] = parts(color).map((part) => part / 255)
+            .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
+    };
+    const ground = (element) => {
+        const { backgroundColor } = getComputedStyle(element);
+        return parts(backgroundColor)[3] === 0 ? ground(element.parentElement) : backgroundColor;
+    };
+    const texts = document.evaluate("//body//text()[normalize-space()]", document, null, 7);
+    const ratios = [];
+    for (let index = 0; index < texts.snapshotLength; index++) {
+        const element = texts.snapshotItem(index).parentElement;
+        if (element.closest(".frame, noscript, :disabled") || !element.checkVisibility()) continue;
+        const [one, other] = [light(getComputedStyle(element).color), light(ground(element))];
+        ratios.push([Math.max(one, other) / Math.min(one, other), element.textContent]);
+    }
+    return ratios.sort(([one], [other]) => one - other)[0];
+}"""
+
+
+@in_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_on_a_phone(open_tab, address, photo, scheme):
+def test_on_a_phone(open_tab, address, photo, tmp_path, scheme):
     tab = open_tab(address, color_scheme=scheme, viewport={"width": 360, "height": 640}, has_touch=True)
     edit_photo(tab, photo)
+    (tmp_path / "no photo").write_text("")
+    tab.get_by_label("Photo", exact=True).set_input_files(tmp_path / "no photo")
+    expect(tab.get_by_role("alert")).to_be_visible()
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it scrolls sideways"
     ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", ground))) < 200) == (scheme == "dark")
+    ratio, text = tab.evaluate(LEAST_CONTRAST)
+    assert ratio >= 4.5, text
+    choice = tab.locator(".choice", has_text="sepia").bounding_box()
+    assert choice["height"] >= 36, "a finger hits it"
+
+
+@in_browser
+def test_no_two_sizes_are_alike(open_tab, pack, tmp_path):
+    folder = Path(shutil.copytree(pack, tmp_path / "page"))
+    stated = json.loads((folder / "pack.json").read_text())
+    for size, chosen in ((1024, "Original, up to 1024 px"), (2048, "Original, up to 1024 px"), (384, "384 px")):
+        (folder / "pack.json").write_text(json.dumps(stated | {"size": size}))
+        with served(folder) as address:
+            tab = open_tab(address)
+            options = tab.locator("#size option")
+            assert options.all_inner_texts() == [
+                *(f"{size} px" for size in (128, 256, 384, 512, 768)),
+                "Original, up to 1024 px",
+            ]
+            values = [option.get_attribute("value") for option in options.all()]
+            assert len({*values}) == len(values)
+            assert tab.locator("#size option:checked").inner_text() == chosen
 
 
 @in_browser
@@ -625,15 +696,15 @@ def test_damaged_and_missing_files_are_named(open_tab, pack, photo, tmp_path):
     with served(folder) as address:
         tab = open_tab(address, expect_errors=True)
         edit_photo(tab, photo)
-        tab.get_by_role("button", name="sepia").click()
+        tab.get_by_role("radio", name="sepia").click()
         alert = tab.get_by_role("alert")
         expect(alert).to_contain_text("sepia.safetensors is damaged")
         assert hashlib.sha256(damaged).hexdigest() in alert.inner_text()
         assert hashlib.sha256(whole).hexdigest() in alert.inner_text()
-        expect(tab.get_by_role("button", name="inverted")).to_have_attribute("aria-pressed", "true")
+        expect(tab.get_by_role("radio", name="inverted")).to_be_checked()
         assert downloaded_name(tab) == "my_cat_inverted.png"
         (folder / "sepia.safetensors").unlink()
-        tab.get_by_role("button", name="sepia").click()
+        tab.get_by_role("radio", name="sepia").click()
         expect(alert).to_contain_text("sepia.safetensors is missing (the server answers 404)")
         tab.get_by_label("Strength").fill("0")
         tab.get_by_label("Photo", exact=True).set_input_files(photo)
