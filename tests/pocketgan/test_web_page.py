@@ -1,7 +1,11 @@
 """The page of `export --target web` in a browser, and its files.
 
-``POCKETGAN_SCREENSHOT=docs/images/web_page.png POCKETGAN_SCREENSHOT_PAGE=FOLDER pytest -n 0
-tests/pocketgan/test_web_page.py -k screenshot`` writes the README's picture of an exported page.
+The README's picture is of the quickstart's runs::
+
+    pocketgan quickstart
+    pocketgan export pocketgan_quickstart/runs/base --adapters pocketgan_quickstart/runs/style_04 --target web --out page
+    POCKETGAN_SCREENSHOT=docs/images/web_page.png POCKETGAN_SCREENSHOT_PAGE=page \\
+        pytest -n 0 tests/pocketgan/test_web_page.py -k screenshot
 """
 
 import hashlib
@@ -395,9 +399,10 @@ def test_a_download_of_the_camera_is_named_after_what_is_computed(open_tab, addr
 def test_the_camera_is_edited_live(open_tab, address):
     tab = open_tab(address, permissions=["camera"])
     tab.get_by_label("Size").select_option("128")
-    tab.get_by_role("button", name="Start camera").click()
+    tab.get_by_role("button", name="Start camera").press("Enter")
     expect(tab.locator("#frames")).to_have_text(re.compile(r"^\d+\.\d$"), timeout=PATIENCE_MS)
     assert tab.inner_text("#status") == "The camera is live, edited as inverted."
+    expect(tab.get_by_role("button", name="Stop camera")).to_be_focused()
     photo, edit = pixels_of(tab, "photo"), pixels_of(tab)
     assert edit.shape == (96, 128, 3)
     assert photo.std() > 10, "Chromium's fake camera shows a green screen with a clock"
@@ -807,8 +812,12 @@ def test_screenshot(open_tab, pack, tmp_path):
     Image.fromarray(skimage.data.chelsea()).save(cat)
     with served(ROOT / (os.environ.get("POCKETGAN_SCREENSHOT_PAGE") or pack)) as address:
         tab = open_tab(address)
+        concept = tab.get_by_role("radio").last  # an adapter's
+        concept.check()
         tab.get_by_label("Photo", exact=True).set_input_files(cat)
-        expect(tab.locator("#status")).to_contain_text("chelsea.png edited as", timeout=PATIENCE_MS)
+        name = concept.get_attribute("value").replace("_", " ")
+        expect_edited(tab, name, "chelsea.png")
+        expect(tab.get_by_role("button", name="Download PNG")).to_be_enabled()
         tab.screenshot(path=out, full_page=True)
     with Image.open(out) as shown:
         assert shown.width == 1100
