@@ -380,12 +380,22 @@ def serve(folder: Path, port: int = 8000, host: str = "127.0.0.1") -> None:
     Args:
         folder: Holds index.html.
         port: To listen on; 0 takes a free one.
-        host: Address to listen on; 0.0.0.0 lets other devices in, to which browsers give no camera over plain http.
+        host: Address to listen on; 0.0.0.0 lets other devices in, to which browsers give no camera and no WebGPU over
+            plain http.
     """
-    from pocketgan.serve import page_server
+    from pocketgan.serve import address_for_others, page_server
 
     with page_server(folder, port, host) as server:
-        print(f"{folder} is shown at http://{host}:{server.server_port}/ until Ctrl-C", flush=True)
+        port = server.server_port
+        # 0.0.0.0 means every address of this machine, and is none that a browser opens
+        everywhere = server.server_address[0] == "0.0.0.0"
+        print(f"{folder} is shown at http://{'127.0.0.1' if everywhere else host}:{port}/ until Ctrl-C", flush=True)
+        if everywhere:
+            print(
+                f"Other devices open http://{address_for_others()}:{port}/; over plain http browsers give them no "
+                "camera and no WebGPU, for which https is needed",
+                flush=True,
+            )
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -13,6 +13,7 @@ let graph; // bytes of the ONNX file
 let baseWeights; // bytes of the weights that concepts change; null if none do
 const adapters = new Map(); // concept's name to its tensors
 let ort, backend, threads, session;
+let computed; // name of the concept whose weights the session has
 let fallback = null; // why WebGPU is not used
 
 const METHODS = { open, choose, edit };
@@ -60,10 +61,15 @@ async function open({ wantedBackend, wantedThreads }) {
   return { result: { pack } };
 }
 
-/** Say why WebGPU is not used; null if it is. insists: even one that is computed in software, slower than WebAssembly. */
+/** Say why WebGPU is not used; null if it is. insists: even where it is slower than WebAssembly. */
 async function whyNoWebGpu(insists) {
+  // of QuantizeLinear (docs/webgpu-operators.md of ONNX Runtime): each layer's values would go to the processor and back
+  if (pack.precision === "int8" && !insists) {
+    return "WebGPU has no kernels for int8, in which this model is, so the processor computes.";
+  }
   if (!navigator.gpu) return "This browser has no WebGPU here, so the processor computes.";
   const adapter = await navigator.gpu.requestAdapter();
+  // a fallback adapter is software
   if (!adapter || (adapter.info?.isFallbackAdapter && !insists)) {
     return "WebGPU finds no graphics card, so the processor computes.";
   }
@@ -134,6 +140,7 @@ async function choose({ concept, scale }) {
     await loadRuntime("wasm");
     await makeSession(weights);
   }
+  computed = concept;
   const scalable = [...tensors.keys()].some((name) => name.endsWith(".lora_A"));
   return { result: { scalable, backend, threads, fallback, isolated: crossOriginIsolated } };
 }
@@ -242,7 +249,7 @@ async function edit({ pixels, width, height }) {
       photo[to++] = 255;
     }
   }
-  return { result: { pixels: photo.buffer, milliseconds }, transfer: [photo.buffer] };
+  return { result: { pixels: photo.buffer, milliseconds, concept: computed }, transfer: [photo.buffer] };
 }
 
 async function run(pixels, width, height) {
