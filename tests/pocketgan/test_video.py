@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from contextlib import nullcontext
 from fractions import Fraction
 
 import av
@@ -451,6 +452,52 @@ def test_a_camera_that_gives_nothing_or_breaks_off(tmp_path, monkeypatch, editor
     camera.number = 1
     with pytest.warns(UserWarning, match=r"camera broke off \(unplugged\)"):
         assert edit_camera("camera", editor, tmp_path / "camera.mp4").frames == 1
+
+
+@pytest.fixture
+def silence(monkeypatch):
+    """What a camera that stops delivering waits for; the patience with it is short."""
+    monkeypatch.setattr(video, "LONGEST_SILENCE_SECONDS", 0.3, raising=False)
+    monkeypatch.setattr(video, "FIRST_FRAME_SECONDS", 0.3, raising=False)
+    monkeypatch.setattr(video, "_CLOSING_SECONDS", 0.1, raising=False)
+    ended = threading.Event()
+    yield ended
+    ended.set()
+
+
+@pytest.mark.parametrize("how", ["silence", "interrupt"])
+def test_a_camera_that_stops_delivering_leaves_what_was_recorded(tmp_path, monkeypatch, silence, how):
+    begun = threading.Semaphore(0)
+
+    def model(photos):
+        begun.release()
+        return -photos
+
+    def fall_silent():
+        assert begun.acquire(timeout=20)
+        if how == "interrupt":
+            monkeypatch.setattr(video, "LONGEST_SILENCE_SECONDS", 60)
+            os.kill(os.getpid(), signal.SIGINT)
+        silence.wait(60)
+
+    source = make_video(tmp_path / "film.mkv", range(5), sound=None)
+    camera = Camera(source, lambda index: index and begun.acquire(timeout=20), fall_silent)
+    monkeypatch.setattr(video, "open_camera", lambda _: camera)
+    out = tmp_path / "out" / "camera.mp4"
+    message = r"camera broke off \(no frame for 0.3 seconds\); .*camera\.mp4 holds what came before"
+    with pytest.warns(UserWarning, match=message) if how == "silence" else nullcontext():
+        assert edit_camera("camera", Editor(model, size_divisor=8), out) == (5, 0, pytest.approx(10))
+    assert len(frames_of(out)[0]) == 5
+    assert [path.name for path in out.parent.iterdir()] == ["camera.mp4"]
+
+
+@pytest.mark.parametrize("hangs", ["opening", "reading"])
+def test_a_camera_that_never_delivers_is_given_up(tmp_path, monkeypatch, silence, editor, hangs):
+    camera = Camera(make_video(tmp_path / "film.mkv", sound=None), lambda _: silence.wait(60))
+    monkeypatch.setattr(video, "open_camera", lambda _: (hangs == "opening" and silence.wait(60)) or camera)
+    with pytest.raises(OSError, match=r"camera gave no frame \(no frame for 0.3 seconds\); check that no"):
+        edit_camera("camera", editor, tmp_path / "out" / "camera.mp4")
+    assert not (tmp_path / "out").exists()
 
 
 def test_which_inputs_are_cameras(tmp_path, monkeypatch):
