@@ -36,10 +36,10 @@ MINIMUM_SIDE = 32
 class Editor:
     """Edits pictures of any size with a network that wants multiples of its divisor.
 
-    A picture of more than ``tile`` pixels a side is edited in tiles that overlap by a quarter and are blended
+    A picture of more than ``tile`` pixels a side is edited in tiles that overlap by a quarter or more and are blended
     by a smooth ramp. The outer quarters of each overlap are dropped, so that a network which looks no further
-    than ``tile / 16`` pixels leaves no seam. Attention and norms over the whole picture look further: each
-    tile gets its own statistics, and a larger tile serves them better.
+    than ``tile / 16`` pixels leaves no seam. What tiling cannot do: attention and norms over the whole picture see one
+    tile, so that neighbours may differ in tone, smoothly; a larger tile serves them better.
 
     Args:
         model: (B, 3, H, W) in [-1, 1] to the same: an ``ExportedModel``, or a network in eval mode.
@@ -51,7 +51,7 @@ class Editor:
             padded to it. None if it takes any that ``size_divisor`` divides.
 
     Raises:
-        ValueError: ``tile``, or ``fixed_size``, is not a multiple of 4 · ``size_divisor``.
+        ValueError: ``tile``, or ``fixed_size``, is not a multiple of ``size_divisor``, or below 4.
     """
 
     def __init__(
@@ -62,13 +62,15 @@ class Editor:
         device: torch.device | str = "cpu",
         fixed_size: int | None = None,
     ) -> None:
-        step = 4 * size_divisor
         tile = fixed_size or tile
-        if tile < step or tile % step:
-            below = max(tile // step, 1) * step
-            raise ValueError(f"tile {tile} is not a multiple of {step}; use {below} or {below + step}")
+        if tile < 4 or tile % size_divisor:
+            below = max(tile // size_divisor, _ceil_division(4, size_divisor)) * size_divisor
+            raise ValueError(f"tile {tile} is not a multiple of {size_divisor}; use {below} or {below + size_divisor}")
         self.model, self.size_divisor, self.tile, self.device = model, size_divisor, tile, device
-        self.overlap = tile // 4
+        # strides see the same grid in every tile if each starts at a multiple of the divisor, for which a tile of one
+        # divisor has no room
+        self._step = size_divisor if tile > size_divisor else tile // 4
+        self.overlap = self._step * _ceil_division(tile, 4 * self._step)
         self.fixed_size = fixed_size
 
     def edit(self, image: Image.Image, strength: float = 1.0) -> Image.Image:
@@ -113,14 +115,12 @@ class Editor:
         return to_image(edit[:, : image.height, : image.width])
 
     def _spans(self, length: int) -> list[tuple[int, int]]:
-        """Cut a side into spans that overlap by ``overlap`` or more, as equal as the divisor allows."""
+        """Cut a side into spans that overlap by ``overlap`` or more, as equal as the step allows."""
         if length <= self.tile:
             return [(0, length)]
         gaps = _ceil_division(length - self.tile, self.tile - self.overlap)
-        # strides see the same grid in every tile if each starts at a multiple of the divisor
         starts = (
-            self.size_divisor * _ceil_division(index * (length - self.tile), gaps * self.size_divisor)
-            for index in range(gaps + 1)
+            self._step * _ceil_division(index * (length - self.tile), gaps * self._step) for index in range(gaps + 1)
         )
         return [(start, min(start + self.tile, length)) for start in starts]
 

@@ -84,8 +84,10 @@ def test_a_picture_that_is_too_small_or_not_rgb_is_refused(editor):
 
 
 def test_a_tile_that_the_divisor_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match="tile 500 is not a multiple of 32; use 480 or 512"):
+    with pytest.raises(ValueError, match="tile 500 is not a multiple of 8; use 496 or 504"):
         Editor(identity, size_divisor=8, tile=500)
+    with pytest.raises(ValueError, match="tile 4 is not a multiple of 8; use 8 or 16"):
+        Editor(identity, size_divisor=8, fixed_size=4)
 
 
 def test_tiles_cover_a_large_picture_and_bound_what_the_model_gets():
@@ -161,6 +163,44 @@ def test_a_side_of_12000_pixels_has_no_seam(size):
     tiled = Editor(blurred, size_divisor=8, tile=512).edit(photo)
     assert tiled.size == photo.size
     assert difference(tiled, to_image(blurred(to_tensor(photo)[None])[0])).max() <= 1
+
+
+@pytest.mark.parametrize("tile", [8, 16, 24, 40, 56, 104])
+def test_any_multiple_of_the_divisor_is_a_tile(tile):
+    editor = Editor(identity, size_divisor=8, fixed_size=tile)
+    assert tile / 4 <= editor.overlap <= tile / 2
+    for length in range(tile + 1, 5 * tile):
+        spans = editor._spans(length)
+        assert spans[0][0] == 0
+        assert spans[-1][1] == length
+        assert all(start % 8 == 0 or tile == 8 for start, _ in spans)
+        assert all(end - start <= tile for start, end in spans)
+        assert all(end - start >= editor.overlap for (_, end), (start, _) in itertools.pairwise(spans))
+    model = RecordingModel()
+    photo = picture(4 * tile + 5, 4 * tile + 3)
+    edit = Editor(model, size_divisor=8, fixed_size=tile).edit(photo)
+    assert not difference(edit, photo).any()
+    assert set(model.shapes) == {(1, 3, tile, tile)}
+
+
+@pytest.mark.parametrize("tile", [40, 104])
+def test_a_local_network_leaves_no_seam_in_tiles_of_any_size(tile):
+    torch.manual_seed(0)
+    network = nn.Conv2d(3, 3, 5, padding=2)  # sees 2 pixels to each side, within 40 / 16
+    photo = picture(3 * tile + 5, 2 * tile + 3)
+    tiled = Editor(network, size_divisor=8, fixed_size=tile).edit(photo)
+    inner = (0, 0, photo.width - 2, photo.height - 2)  # beyond, the one sees padding and the other zeros
+    assert difference(tiled.crop(inner), Editor(network, size_divisor=8).edit(photo).crop(inner)).max() <= 1
+
+
+@pytest.mark.parametrize("tile", [40, 104, 128])
+def test_tiles_that_disagree_are_blended_smoothly_at_any_size(tile):
+    brightness = itertools.cycle([-0.2, 0.2])
+    editor = Editor(lambda photos: torch.full_like(photos, next(brightness)), size_divisor=8, fixed_size=tile)
+    row = np.asarray(editor.edit(picture(3 * tile, tile)), int)[0, :, 0]
+    assert np.ptp(row) == 51, "the tiles differ"
+    # the ramp's steepest step is 1.5 of an even one over half the overlap
+    assert np.abs(np.diff(row)).max() <= 1.5 * 51 / (editor.overlap / 2) + 1
 
 
 def test_tiles_that_disagree_are_blended_smoothly():
