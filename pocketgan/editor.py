@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -27,6 +27,7 @@ from pocketgan.images import (
     load_photo,
     to_image,
     to_tensor,
+    transparency,
 )
 from pocketgan.video import VIDEO_SUFFIXES, UnreadableVideoError, edit_video, video_name
 
@@ -361,9 +362,9 @@ def _edit_file(path: Path, image: Image.Image, editor: Editor, strength: float, 
         options = dict(form.options)
         if "icc_profile" in original.info:
             edit, options["icc_profile"] = _in_profile(edit, original.info["icc_profile"])
-        # JPEG has no transparency, whatever a file named .jpg holds; load_photo sees none in 16-bit grey
-        if original.has_transparency_data and not original.mode.startswith("I") and form is not _JPEG:
-            edit.putalpha(ImageOps.exif_transpose(original).convert("RGBA").getchannel("A"))
+        # JPEG has no transparency, whatever a file named .jpg holds
+        if form is not _JPEG and (alpha := transparency(original)) is not None:
+            edit.putalpha(alpha)
         if exif := _exif(original):
             options["exif"] = exif
     content = io.BytesIO()

@@ -190,6 +190,13 @@ def as_photo(image: Image.Image) -> Image.Image:
     return _standardised(ImageOps.exif_transpose(image), Path(getattr(image, "filename", "") or "the picture")).image
 
 
+def transparency(image: Image.Image) -> Image.Image | None:
+    """The alpha channel of a picture as it is upright; None where ``load_photo`` sees none, 16-bit grey included."""
+    if not image.has_transparency_data or image.mode.startswith("I"):
+        return None
+    return ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
+
+
 def _standardised(image: Image.Image, path: Path) -> LoadedPhoto:
     conversions = []
     profile = image.info.get("icc_profile")

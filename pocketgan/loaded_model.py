@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 if TYPE_CHECKING:
     from pocketgan.editor import Editor
@@ -50,11 +50,11 @@ class LoadedModel:
             ValueError: The concept or the strength is none, or a side is shorter than 32 pixels.
             UnreadableImageError: The picture's values have no known range.
         """
-        from pocketgan.images import as_photo
+        from pocketgan.images import as_photo, transparency
 
         edit = self.editor(concept).edit(as_photo(image), strength)
-        if image.has_transparency_data:
-            edit.putalpha(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
+        if (alpha := transparency(image)) is not None:
+            edit.putalpha(alpha)
         return edit
 
 

@@ -47,6 +47,9 @@ def test_pictures_of_other_kinds(models, photo):
     clear = photo.copy()
     clear.putalpha(Image.linear_gradient("L").resize(photo.size))
     assert model.edit(clear).getchannel("A").tobytes() == clear.getchannel("A").tobytes()
+    deep = Image.fromarray(np.asarray(photo.convert("L"), np.uint16) * 257)
+    deep.info["transparency"] = 0
+    assert model.edit(deep).mode == "RGB"
     turned = photo.crop((0, 0, 64, 40))
     turned.getexif()[ExifTags.Base.Orientation] = 6
     assert model.edit(turned).size == (40, 64)
