@@ -18,13 +18,12 @@ from torch import Tensor
 from pocketgan.exporters.exporter import require
 from pocketgan.files import write_whole
 from pocketgan.images import (
-    FOREIGN_SUFFIXES,
     IMAGE_SUFFIXES,
     UnreadableImageError,
     find_files,
-    foreign_format,
-    foreign_reason,
+    find_foreign,
     load_photo,
+    nothing_found,
     to_image,
     to_tensor,
     transparency,
@@ -325,17 +324,9 @@ def _plan(inputs: Sequence[Path], out: Path) -> tuple[dict[Path, Path], list[str
         folder, sources = entry.parent, [entry]
         if entry.is_dir():
             folder, sources = entry, find_files(entry, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
-            names = [
-                f"{path}: {foreign_reason(foreign_format(path) or FOREIGN_SUFFIXES[path.suffix.lower()])}"
-                for path in find_files(entry, FOREIGN_SUFFIXES)
-            ]
-            passed_over += names
             if not sources:
-                raise ValueError(
-                    f"no images or videos in {entry} or the folders below it; accepted are files named "
-                    f"{', '.join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))}"
-                    + (f"; there are {len(names)} others: {_shortened(names)}" if names else "")
-                )
+                raise ValueError(nothing_found(entry, "images or videos", IMAGE_SUFFIXES | VIDEO_SUFFIXES))
+            passed_over += find_foreign(entry)
         if entry.resolve() in out.resolve().parents:
             # a second run must not edit the first one's edits
             sources = [source for source in sources if out.resolve() not in source.resolve().parents]

@@ -480,7 +480,7 @@ def test_formats_of_phones_and_cameras_are_named(tmp_path, editor):
     with pytest.raises(ValueError, match=r"a\.heic: is HEIC, which is not read here; convert it as JPEG or PNG"):
         edit_files([photos / "a.heic"], editor, tmp_path / "out")
     (photos / "c.png").unlink()
-    with pytest.raises(ValueError, match=r"no images or videos in .*; there are 2 others: .*a\.heic: is HEIC"):
+    with pytest.raises(ValueError, match=r"no images or videos in .*; found and not read \(2\): .*a\.heic: is HEIC"):
         edit_files([photos], editor, tmp_path / "out")
 
 
