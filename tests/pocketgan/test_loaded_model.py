@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from exported import network_of
 from PIL import ExifTags, Image
 from tiny import fit_base, real_photos
 
 import pocketgan
 from pocketgan.cli import main
 from pocketgan.editor import Editor
+from pocketgan.exporters import EXPORTERS
 from pocketgan.images import to_image
 from pocketgan.loaded_model import LoadedModel
-from pocketgan.networks import E2GANGenerator
+from pocketgan.networks import E2GANGenerator, GroupNorm
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +182,26 @@ def test_threads_are_the_models_own(trained, models, photo, tmp_path, monkeypatc
     assert len({edit.tobytes() for edit in edits}) == 1
     with pytest.raises(ValueError, match="0 threads compute nothing; give 1 or more"):
         pocketgan.load(path, threads=0, base=base)
+
+
+@pytest.mark.parametrize(("target", "jobs"), [("executorch", 2), ("litert", 1)])
+def test_models_of_one_size_edit_pictures_of_any(tmp_path, target, jobs):
+    network, exporter = network_of(GroupNorm), EXPORTERS[target]()
+    file = tmp_path / f"sepia{exporter.suffix}"
+    # 40 is a multiple of 8, and not of 32
+    exporter.export(network, file, {"concept": "sepia"}, size=40, size_divisor=8)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index, (photo, box) in enumerate(zip(real_photos(6, 96), [(40, 33), (40, 40), (96, 70)] * 2, strict=True)):
+        to_image(photo).crop((0, 0, *box)).save(photos / f"{index}.png")
+    main(["edit", str(photos), f"--model={file}", f"--jobs={jobs}", "--out=edited"])
+    model, reference = pocketgan.load(file), Editor(network, size_divisor=8, fixed_size=40)
+    assert model.concepts == ["sepia"]
+    for path in sorted(photos.iterdir()):
+        with Image.open(path) as photo, Image.open(tmp_path / "edited" / path.name) as edit:
+            assert edit.size == photo.size
+            assert edit.tobytes() == model.edit(photo).tobytes()
+            assert np.abs(values(edit) - values(reference.edit(photo))).max() <= 1
 
 
 def test_what_is_refused(models, photo, tmp_path):

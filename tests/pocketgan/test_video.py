@@ -9,11 +9,16 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from tiny import real_photos
 
-from pocketgan import video
+from lightning_modules import load_concepts
+from pocketgan import load, video
 from pocketgan.cli import main
 from pocketgan.editor import Editor, edit_files
+from pocketgan.exporters.concept_pack import PackedConcept, write_pack
+from pocketgan.images import to_image
 from pocketgan.video import UnreadableVideoError, edit_camera, edit_video, open_camera, video_name
 
 SIZE = (64, 48)
@@ -33,8 +38,10 @@ def inverted(photos):
 _OPTIONS = {"libx264": {"crf": "1"}, "ffv1": {"g": "1"}}
 
 
-def make_video(path, times=STEADY, size=SIZE, codec="libx264", sound="aac", pix_fmt="yuv420p", turn=0, colours=()):
-    """A film of 10 units a second; its left half is darker, so that turns show."""
+def make_video(
+    path, times=STEADY, size=SIZE, codec="libx264", sound="aac", pix_fmt="yuv420p", turn=0, colours=(), pictures=()
+):
+    """A film of 10 units a second; its left half is darker, so that turns show, unless ``pictures`` are given."""
     with av.open(path, "w") as container:
         stream = container.add_stream(codec, rate=10, options=_OPTIONS.get(codec, {}))
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
@@ -54,7 +61,9 @@ def make_video(path, times=STEADY, size=SIZE, codec="libx264", sound="aac", pix_
         for index, time in enumerate(times):
             pixels = np.full((size[1], size[0], 3), level(index), np.uint8)
             pixels[:, : size[0] // 2] -= 20
-            frame = av.VideoFrame.from_ndarray(pixels).reformat(format=pix_fmt, dst_colorspace=1 if colours else None)
+            frame = av.VideoFrame.from_ndarray(pixels if not pictures else np.asarray(pictures[index])).reformat(
+                format=pix_fmt, dst_colorspace=1 if colours else None
+            )
             frame.pts, frame.time_base, frame.duration = time, Fraction(1, 10), 1
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -543,6 +552,32 @@ def test_each_system_opens_its_device(monkeypatch, system, name, opened):
     monkeypatch.setattr(av, "open", lambda path, **options: calls.append((path, options["format"])))
     open_camera(name)
     assert calls == [opened]
+
+
+def test_a_concept_of_a_pack_edits_a_video(trained, tmp_path):
+    switchable = load_concepts(trained["base"], [trained["adapter"]])
+    torch.manual_seed(0)
+    for delta in switchable.changes("sepia").deltas.values():  # some steps of training leave B near 0
+        delta.b.normal_(0, 0.3)
+    pack, concepts = tmp_path / "pack", ["inverted", "sepia"]
+    write_pack(switchable, [PackedConcept(name, name) for name in concepts], pack, 32, 8)
+    pictures = [to_image(photo) for photo in real_photos(FRAMES, 64)]
+    source = make_video(tmp_path / "film.mp4", size=(64, 64), codec="libx264", pictures=pictures)
+    frames = [Image.fromarray(frame) for frame in frames_of(source)[1]]
+    model = load(pack)
+    expected = {name: [np.asarray(model.edit(frame, name), int) for frame in frames] for name in concepts}
+    for name, other in (concepts, concepts[::-1]):
+        out = tmp_path / name
+        main(["edit", str(source), f"--model={pack}", f"--concept={name}", f"--out={out}"])
+        stamps, edits = frames_of(out / "film.mp4")
+        assert stamps == pytest.approx([time / 10 for time in STEADY])
+        assert sound_of(out / "film.mp4") == sound_of(source)
+        for index, edit in enumerate(edits):
+            to_own, to_other = ([np.abs(edit - each).mean() for each in expected[kind]] for kind in (name, other))
+            assert np.argmin(to_own) == index
+            assert to_own[index] < min(to_other)
+    with pytest.raises(SystemExit, match="needs a concept; choose one with --concept: inverted, sepia"):
+        main(["edit", str(source), f"--model={pack}", f"--out={tmp_path / 'out'}"])
 
 
 def test_the_command_edits_videos_and_cameras(trained, tmp_path, monkeypatch, capsys):
