@@ -108,7 +108,7 @@ def edit(
         overwrite: Replace files that stand in ``out`` already.
         threads: Threads of the model; all cores if not given.
         strength: Share of the edit in the result, 0 to 1; the rest is the photo.
-        jobs: Pictures at a time.
+        jobs: Pictures at a time, and after them videos.
         seconds: Of a camera: end after so many.
         base: Run folder of an adapter's base, where the adapter's folder stands alone.
     """

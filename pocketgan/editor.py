@@ -3,8 +3,9 @@
 import io
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageCms
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, track
 from torch import Tensor
 
 from pocketgan.exporters.exporter import require
@@ -28,7 +29,7 @@ from pocketgan.images import (
     to_tensor,
     transparency,
 )
-from pocketgan.video import VIDEO_SUFFIXES, UnreadableVideoError, edit_video, video_name
+from pocketgan.video import VIDEO_SUFFIXES, UnreadableVideoError, edit_video, video_name, video_progress
 
 MINIMUM_SIDE = 32
 
@@ -217,8 +218,8 @@ def edit_files(
         out: The folder to write to, made if there is none.
         overwrite: Replace files that exist.
         strength: Share of the edit in the result, 0 to 1; the rest is the photo.
-        jobs: How many pictures are loaded, edited and saved at a time; the files do not depend on it. Each takes the
-            memory of a tile in the model. Videos come after the pictures, one by one.
+        jobs: How many pictures are loaded, edited and saved at a time, and after them how many videos; the files do not
+            depend on it. Each takes the memory of a tile in the model.
 
     Returns:
         What was written, in the order of the inputs.
@@ -251,13 +252,7 @@ def edit_files(
     if videos:
         require("av", "Editing videos", "video")  # before minutes of pictures
     pictures = {path: source for path, source in source_of.items() if path not in videos}
-    edited = _edit_pictures(pictures, editor, strength, jobs)
-    for path, source in videos.items():
-        try:
-            edit_video(source, editor, path, strength)
-            edited[path] = _Edited()
-        except UnreadableVideoError as error:
-            edited[path] = _Edited(str(error))
+    edited = {**_edit_pictures(pictures, editor, strength, jobs), **_edit_videos(videos, editor, strength, jobs)}
     written = [path for path in source_of if not edited[path].problem]
     skipped = [edited[path].problem for path in source_of if edited[path].problem]
     if not written:
@@ -312,6 +307,35 @@ def _edit_pictures(pictures: dict[Path, Path], editor: Editor, strength: float, 
     finally:
         # after an error or Ctrl-C those that wait are not begun
         pool.shutdown(cancel_futures=True)
+
+
+def _edit_videos(videos: dict[Path, Path], editor: Editor, strength: float, jobs: int) -> dict[Path, _Edited]:
+    """Edit videos by the file to write, several at a time: the model of one works while others convert and encode."""
+    stopped = Event()
+
+    def edit(path: Path, source: Path, progress: Progress) -> _Edited:
+        try:
+            edit_video(source, editor, path, strength, progress, stopped)
+        except UnreadableVideoError as error:
+            return _Edited(str(error))
+        return _Edited()
+
+    if not videos:
+        return {}
+    edited = {}
+    pool = ThreadPoolExecutor(jobs, "video")
+    with video_progress() as progress:
+        task = progress.add_task("Videos", total=len(videos), visible=len(videos) > 1)
+        path_of = {pool.submit(edit, path, source, progress): path for path, source in videos.items()}
+        try:
+            for future in as_completed(path_of):
+                edited[path_of[future]] = future.result()
+                progress.advance(task)
+        finally:
+            # after an error or Ctrl-C those that run, perhaps for hours, are broken off, and the others not begun
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+    return edited
 
 
 def _plan(inputs: Sequence[Path], out: Path) -> tuple[dict[Path, Path], list[str]]:

@@ -121,7 +121,14 @@ def video_name(name: str) -> str:
     return name if path.suffix.lower() in _CONTAINERS else f"{path.stem}.mp4"
 
 
-def edit_video(source: Path, editor: "Editor", out: Path, strength: float = 1.0) -> int:
+def edit_video(
+    source: Path,
+    editor: "Editor",
+    out: Path,
+    strength: float = 1.0,
+    progress: Progress | None = None,
+    stopped: threading.Event | None = None,
+) -> int:
     """Edit each frame of a video at its own size; the file appears whole or not at all.
 
     Frames keep their order and their times, variable rates too. They are turned upright, and the rotation is no longer
@@ -139,12 +146,15 @@ def edit_video(source: Path, editor: "Editor", out: Path, strength: float = 1.0)
         out: File to write, its suffix one of .mp4, .m4v, .mov, .mkv, .webm; its folder is made, an existing file is
             replaced.
         strength: Share of the edit in the result, 0 to 1; the rest is the frame.
+        progress: Shows how far it is, beside other videos; one of its own if None.
+        stopped: Breaks it off once it is set.
 
     Returns:
         The number of frames.
 
     Raises:
         ImportError: PyAV is not installed.
+        InterruptedError: ``stopped`` was set; nothing is written.
         OSError: The file cannot be written; nothing is then.
         UnreadableVideoError: The source is no video, holds no picture, or its frames are smaller than 32 pixels a side.
         ValueError: ``out`` has another suffix.
@@ -179,10 +189,14 @@ def edit_video(source: Path, editor: "Editor", out: Path, strength: float = 1.0)
         # another container need not begin at the times of this one, which may be hours in a broadcast
         moves = source.suffix.lower() != out.suffix.lower() and opened.start_time is not None
         start = Fraction(opened.start_time, av.time_base) if moves else Fraction(0)
-        progress = stack.enter_context(_progress())
-        task = progress.add_task(f"Editing {source.name}", total=_expected_frames(video))
+        shown = stack.enter_context(video_progress()) if progress is None else progress
+        task = shown.add_task(f"Editing {source.name}", total=_expected_frames(video))
+        if progress is not None:
+            stack.callback(progress.remove_task, task)
         contents = stack.enter_context(_ahead(_contents(av, opened, video, copied, problems)))
         for content in contents:
+            if stopped is not None and stopped.is_set():
+                raise InterruptedError(f"{source}: broken off")
             if isinstance(content, av.Packet):
                 _shift(content, start)
                 content.stream = stream_of[content.stream_index]
@@ -192,7 +206,7 @@ def edit_video(source: Path, editor: "Editor", out: Path, strength: float = 1.0)
             edit = editor.edit(picture, strength)
             # a stream may change its size, a file's track may not
             writer.write(edit if edit.size == size else edit.resize(size), _pts(content, start), content.duration)
-            progress.advance(task)
+            shown.advance(task)
         writer.finish()
         problems += _missing_end(video, writer, start)
     if problems:
@@ -456,7 +470,8 @@ def _missing_end(video: Any, writer: _FrameWriter, start: Fraction) -> list[str]
     return [f"its picture ends after {reached:.1f} of {float(duration):.1f} seconds; it seems cut off"]
 
 
-def _progress() -> Progress:
+def video_progress() -> Progress:
+    """Bars for videos, in frames."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

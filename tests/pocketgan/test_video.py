@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from fractions import Fraction
 
@@ -14,6 +15,7 @@ from PIL import Image
 from tiny import real_photos
 
 from lightning_modules import load_concepts
+from pocketgan import editor as editor_module
 from pocketgan import load, video
 from pocketgan.cli import main
 from pocketgan.editor import Editor, edit_files
@@ -368,6 +370,50 @@ def test_folders_of_pictures_and_videos(tmp_path, editor):
     assert len(frames_of(written[1])[0]) == len(frames_of(written[2])[0]) == FRAMES
     with pytest.raises(FileExistsError, match="--overwrite"):
         edit_files([photos / "trip" / "b.MOV"], editor, tmp_path / "out" / "trip")
+
+
+def test_videos_are_edited_at_the_same_time_to_the_same_files(tmp_path):
+    both = threading.Barrier(2, timeout=60)
+
+    def model(photos):
+        both.wait()  # breaks unless two come
+        return -photos
+
+    films = tmp_path / "films"
+    films.mkdir()
+    for name in "abcd":
+        make_video(films / f"{name}.mp4", UNSTEADY if name < "c" else STEADY)
+    written = edit_files([films], Editor(model, size_divisor=8), tmp_path / "two", jobs=2)
+    assert [path.name for path in written] == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
+    one_by_one = edit_files([films], Editor(inverted, size_divisor=8), tmp_path / "one", jobs=1)
+    assert [path.read_bytes() for path in written] == [path.read_bytes() for path in one_by_one]
+
+
+def test_an_error_breaks_off_all_videos(tmp_path, monkeypatch):
+    stopped, calls = threading.Event(), []
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait=True, *, cancel_futures=False):
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            stopped.set()
+            super().shutdown(wait)
+
+    def model(photos):
+        calls.append(photos)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        assert stopped.wait(60)
+        return photos
+
+    monkeypatch.setattr(editor_module, "ThreadPoolExecutor", Pool)
+    films = tmp_path / "films"
+    films.mkdir()
+    for name in "abc":
+        make_video(films / f"{name}.mp4", sound=None)
+    with pytest.raises(KeyboardInterrupt):
+        edit_files([films], Editor(model, size_divisor=8), tmp_path / "out", jobs=2)
+    assert len(calls) <= 3
+    assert list(tmp_path.iterdir()) == [films]
 
 
 def test_a_missing_package_is_named(tmp_path, editor, monkeypatch):
