@@ -99,20 +99,22 @@ def edit(
     strength: float = 1.0,
     jobs: int = 2,
     seconds: float | None = None,
+    base: Path | None = None,
 ) -> None:
     """Edit images, videos and folders of them at their own size, or a camera live.
 
     Args:
         inputs: Image and video files, and folders, which are searched recursively; or one camera: camera, camera:1 for
             the second, or /dev/video0, recorded to camera.mp4 until Ctrl-C.
-        model: Run folder, or exported file.
+        model: Run folder, an adapter's, exported file, or pack.
         out: Folder for the edits, which keep their names.
         concept: The edit; needed where a base knows several.
         overwrite: Replace files that stand in ``out`` already.
         threads: Threads of the model; all cores if not given.
         strength: Share of the edit in the result, 0 to 1; the rest is the photo.
-        jobs: Pictures at a time.
+        jobs: Pictures at a time, and after them videos.
         seconds: Of a camera: end after so many.
+        base: Run folder of an adapter's base, where the adapter's folder stands alone.
     """
     from pocketgan.editor import check_strength, edit_files
     from pocketgan.loaded_model import load
@@ -122,7 +124,7 @@ def edit(
     if not any(map(is_camera, inputs)):
         if seconds is not None:
             raise ValueError("--seconds is for a camera; leave it out, or give camera as the one input")
-        written = edit_files(inputs, load(model, threads).editor(concept), out, overwrite, strength, jobs)
+        written = edit_files(inputs, load(model, threads, base=base).editor(concept), out, overwrite, strength, jobs)
         videos = sum(path.suffix.lower() in VIDEO_SUFFIXES for path in written)
         counts = {"pictures": len(written) - videos, "videos": videos}
         print(f"{' and '.join(f'{number} {kind}' for kind, number in counts.items() if number)} written to {out}")
@@ -132,7 +134,7 @@ def edit(
     file = out / CAMERA_FILE_NAME
     if file.exists() and not overwrite:
         raise FileExistsError(f"{file} exists; choose another --out, or replace it with --overwrite")
-    editor = load(model, threads).editor(concept)
+    editor = load(model, threads, base=base).editor(concept)
     recording = edit_camera(str(inputs[0]), editor, file, strength, seconds)
     print(
         f"{file}: {recording.frames} frames, {recording.frames_per_second:.1f} per second; {recording.dropped} came "

@@ -3,32 +3,33 @@
 import io
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, track
 from torch import Tensor
 
 from pocketgan.exporters.exporter import require
 from pocketgan.files import write_whole
 from pocketgan.images import (
-    FOREIGN_SUFFIXES,
     IMAGE_SUFFIXES,
     UnreadableImageError,
     find_files,
-    foreign_format,
-    foreign_reason,
+    find_foreign,
     load_photo,
+    nothing_found,
     to_image,
     to_tensor,
+    transparency,
 )
-from pocketgan.video import VIDEO_SUFFIXES, UnreadableVideoError, edit_video, video_name
+from pocketgan.video import VIDEO_SUFFIXES, UnreadableVideoError, edit_video, video_name, video_progress
 
 MINIMUM_SIDE = 32
 
@@ -36,10 +37,10 @@ MINIMUM_SIDE = 32
 class Editor:
     """Edits pictures of any size with a network that wants multiples of its divisor.
 
-    A picture of more than ``tile`` pixels a side is edited in tiles that overlap by a quarter and are blended
+    A picture of more than ``tile`` pixels a side is edited in tiles that overlap by a quarter or more and are blended
     by a smooth ramp. The outer quarters of each overlap are dropped, so that a network which looks no further
-    than ``tile / 16`` pixels leaves no seam. Attention and norms over the whole picture look further: each
-    tile gets its own statistics, and a larger tile serves them better.
+    than ``tile / 16`` pixels leaves no seam. What tiling cannot do: attention and norms over the whole picture see one
+    tile, so that neighbours may differ in tone, smoothly; a larger tile serves them better.
 
     Args:
         model: (B, 3, H, W) in [-1, 1] to the same: an ``ExportedModel``, or a network in eval mode.
@@ -51,7 +52,7 @@ class Editor:
             padded to it. None if it takes any that ``size_divisor`` divides.
 
     Raises:
-        ValueError: ``tile``, or ``fixed_size``, is not a multiple of 4 · ``size_divisor``.
+        ValueError: ``tile``, or ``fixed_size``, is not a multiple of ``size_divisor``, or below 4.
     """
 
     def __init__(
@@ -62,13 +63,15 @@ class Editor:
         device: torch.device | str = "cpu",
         fixed_size: int | None = None,
     ) -> None:
-        step = 4 * size_divisor
         tile = fixed_size or tile
-        if tile < step or tile % step:
-            below = max(tile // step, 1) * step
-            raise ValueError(f"tile {tile} is not a multiple of {step}; use {below} or {below + step}")
+        if tile < 4 or tile % size_divisor:
+            below = max(tile // size_divisor, _ceil_division(4, size_divisor)) * size_divisor
+            raise ValueError(f"tile {tile} is not a multiple of {size_divisor}; use {below} or {below + size_divisor}")
         self.model, self.size_divisor, self.tile, self.device = model, size_divisor, tile, device
-        self.overlap = tile // 4
+        # strides see the same grid in every tile if each starts at a multiple of the divisor, for which a tile of one
+        # divisor has no room
+        self._step = size_divisor if tile > size_divisor else tile // 4
+        self.overlap = self._step * _ceil_division(tile, 4 * self._step)
         self.fixed_size = fixed_size
 
     def edit(self, image: Image.Image, strength: float = 1.0) -> Image.Image:
@@ -113,14 +116,12 @@ class Editor:
         return to_image(edit[:, : image.height, : image.width])
 
     def _spans(self, length: int) -> list[tuple[int, int]]:
-        """Cut a side into spans that overlap by ``overlap`` or more, as equal as the divisor allows."""
+        """Cut a side into spans that overlap by ``overlap`` or more, as equal as the step allows."""
         if length <= self.tile:
             return [(0, length)]
         gaps = _ceil_division(length - self.tile, self.tile - self.overlap)
-        # strides see the same grid in every tile if each starts at a multiple of the divisor
         starts = (
-            self.size_divisor * _ceil_division(index * (length - self.tile), gaps * self.size_divisor)
-            for index in range(gaps + 1)
+            self._step * _ceil_division(index * (length - self.tile), gaps * self._step) for index in range(gaps + 1)
         )
         return [(start, min(start + self.tile, length)) for start in starts]
 
@@ -217,8 +218,8 @@ def edit_files(
         out: The folder to write to, made if there is none.
         overwrite: Replace files that exist.
         strength: Share of the edit in the result, 0 to 1; the rest is the photo.
-        jobs: How many pictures are loaded, edited and saved at a time; the files do not depend on it. Each takes the
-            memory of a tile in the model. Videos come after the pictures, one by one.
+        jobs: How many pictures are loaded, edited and saved at a time, and after them how many videos; the files do not
+            depend on it. Each takes the memory of a tile in the model.
 
     Returns:
         What was written, in the order of the inputs.
@@ -251,13 +252,7 @@ def edit_files(
     if videos:
         require("av", "Editing videos", "video")  # before minutes of pictures
     pictures = {path: source for path, source in source_of.items() if path not in videos}
-    edited = _edit_pictures(pictures, editor, strength, jobs)
-    for path, source in videos.items():
-        try:
-            edit_video(source, editor, path, strength)
-            edited[path] = _Edited()
-        except UnreadableVideoError as error:
-            edited[path] = _Edited(str(error))
+    edited = {**_edit_pictures(pictures, editor, strength, jobs), **_edit_videos(videos, editor, strength, jobs)}
     written = [path for path in source_of if not edited[path].problem]
     skipped = [edited[path].problem for path in source_of if edited[path].problem]
     if not written:
@@ -314,6 +309,35 @@ def _edit_pictures(pictures: dict[Path, Path], editor: Editor, strength: float, 
         pool.shutdown(cancel_futures=True)
 
 
+def _edit_videos(videos: dict[Path, Path], editor: Editor, strength: float, jobs: int) -> dict[Path, _Edited]:
+    """Edit videos by the file to write, several at a time: the model of one works while others convert and encode."""
+    stopped = Event()
+
+    def edit(path: Path, source: Path, progress: Progress) -> _Edited:
+        try:
+            edit_video(source, editor, path, strength, progress, stopped)
+        except UnreadableVideoError as error:
+            return _Edited(str(error))
+        return _Edited()
+
+    if not videos:
+        return {}
+    edited = {}
+    pool = ThreadPoolExecutor(jobs, "video")
+    with video_progress() as progress:
+        task = progress.add_task("Videos", total=len(videos), visible=len(videos) > 1)
+        path_of = {pool.submit(edit, path, source, progress): path for path, source in videos.items()}
+        try:
+            for future in as_completed(path_of):
+                edited[path_of[future]] = future.result()
+                progress.advance(task)
+        finally:
+            # after an error or Ctrl-C those that run, perhaps for hours, are broken off, and the others not begun
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+    return edited
+
+
 def _plan(inputs: Sequence[Path], out: Path) -> tuple[dict[Path, Path], list[str]]:
     """Map each file to write to its photo or video, and say what in folders is of a format that is not read."""
     source_of: dict[Path, Path] = {}
@@ -324,17 +348,9 @@ def _plan(inputs: Sequence[Path], out: Path) -> tuple[dict[Path, Path], list[str
         folder, sources = entry.parent, [entry]
         if entry.is_dir():
             folder, sources = entry, find_files(entry, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
-            names = [
-                f"{path}: {foreign_reason(foreign_format(path) or FOREIGN_SUFFIXES[path.suffix.lower()])}"
-                for path in find_files(entry, FOREIGN_SUFFIXES)
-            ]
-            passed_over += names
             if not sources:
-                raise ValueError(
-                    f"no images or videos in {entry} or the folders below it; accepted are files named "
-                    f"{', '.join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))}"
-                    + (f"; there are {len(names)} others: {_shortened(names)}" if names else "")
-                )
+                raise ValueError(nothing_found(entry, "images or videos", IMAGE_SUFFIXES | VIDEO_SUFFIXES))
+            passed_over += find_foreign(entry)
         if entry.resolve() in out.resolve().parents:
             # a second run must not edit the first one's edits
             sources = [source for source in sources if out.resolve() not in source.resolve().parents]
@@ -361,9 +377,9 @@ def _edit_file(path: Path, image: Image.Image, editor: Editor, strength: float, 
         options = dict(form.options)
         if "icc_profile" in original.info:
             edit, options["icc_profile"] = _in_profile(edit, original.info["icc_profile"])
-        # JPEG has no transparency, whatever a file named .jpg holds; load_photo sees none in 16-bit grey
-        if original.has_transparency_data and not original.mode.startswith("I") and form is not _JPEG:
-            edit.putalpha(ImageOps.exif_transpose(original).convert("RGBA").getchannel("A"))
+        # JPEG has no transparency, whatever a file named .jpg holds
+        if form is not _JPEG and (alpha := transparency(original)) is not None:
+            edit.putalpha(alpha)
         if exif := _exif(original):
             options["exif"] = exif
     content = io.BytesIO()

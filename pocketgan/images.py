@@ -86,7 +86,7 @@ def find_images(folder: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it is a file, or holds no image.
+        ValueError: If it is a file, or holds no image; formats of phones and cameras are named.
     """
     if not folder.exists():
         raise FileNotFoundError(f"folder {folder} does not exist; check the path")
@@ -94,9 +94,25 @@ def find_images(folder: Path) -> list[Path]:
         raise ValueError(f"{folder} is a file; give the folder that holds the images")
     images = find_files(folder, IMAGE_SUFFIXES)
     if not images:
-        accepted = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise ValueError(f"no images in {folder} or the folders below it; accepted are files named {accepted}")
+        raise ValueError(nothing_found(folder, "images", IMAGE_SUFFIXES))
     return images
+
+
+def nothing_found(folder: Path, kind: str, accepted: Collection[str]) -> str:
+    """Say that a folder holds none of the accepted files, and which of other formats it holds."""
+    message = f"no {kind} in {folder} or the folders below it; accepted are files named {', '.join(sorted(accepted))}"
+    if others := find_foreign(folder):
+        rest = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        message += f"; found and not read ({len(others)}): {', '.join(others[:5])}{rest}"
+    return message
+
+
+def find_foreign(folder: Path) -> list[str]:
+    """List the files that only a phone's or a camera's program reads, in a folder and below: "PATH: why", sorted."""
+    return [
+        f"{path}: {foreign_reason(foreign_format(path) or FOREIGN_SUFFIXES[path.suffix.lower()])}"
+        for path in find_files(folder, FOREIGN_SUFFIXES)
+    ]
 
 
 def find_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
@@ -188,6 +204,13 @@ def as_photo(image: Image.Image) -> Image.Image:
         UnreadableImageError: Its values have no known range.
     """
     return _standardised(ImageOps.exif_transpose(image), Path(getattr(image, "filename", "") or "the picture")).image
+
+
+def transparency(image: Image.Image) -> Image.Image | None:
+    """The alpha channel of a picture as it is upright; None where ``load_photo`` sees none, 16-bit grey included."""
+    if not image.has_transparency_data or image.mode.startswith("I"):
+        return None
+    return ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
 
 
 def _standardised(image: Image.Image, path: Path) -> LoadedPhoto:

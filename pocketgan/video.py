@@ -4,6 +4,7 @@ import io
 import platform
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,6 +30,10 @@ VIDEO_SUFFIXES = frozenset(
 )
 FRAMES_AHEAD = 8
 CAMERA_FILE_NAME = "camera.mp4"
+# a camera may have to be allowed first, in a dialogue of the system
+FIRST_FRAME_SECONDS = 60.0
+LONGEST_SILENCE_SECONDS = 10.0
+_CLOSING_SECONDS = 2.0
 _CAMERA_TIME_BASE = Fraction(1, 90_000)  # seconds
 
 
@@ -116,7 +121,14 @@ def video_name(name: str) -> str:
     return name if path.suffix.lower() in _CONTAINERS else f"{path.stem}.mp4"
 
 
-def edit_video(source: Path, editor: "Editor", out: Path, strength: float = 1.0) -> int:
+def edit_video(
+    source: Path,
+    editor: "Editor",
+    out: Path,
+    strength: float = 1.0,
+    progress: Progress | None = None,
+    stopped: threading.Event | None = None,
+) -> int:
     """Edit each frame of a video at its own size; the file appears whole or not at all.
 
     Frames keep their order and their times, variable rates too. They are turned upright, and the rotation is no longer
@@ -134,12 +146,15 @@ def edit_video(source: Path, editor: "Editor", out: Path, strength: float = 1.0)
         out: File to write, its suffix one of .mp4, .m4v, .mov, .mkv, .webm; its folder is made, an existing file is
             replaced.
         strength: Share of the edit in the result, 0 to 1; the rest is the frame.
+        progress: Shows how far it is, beside other videos; one of its own if None.
+        stopped: Breaks it off once it is set.
 
     Returns:
         The number of frames.
 
     Raises:
         ImportError: PyAV is not installed.
+        InterruptedError: ``stopped`` was set; nothing is written.
         OSError: The file cannot be written; nothing is then.
         UnreadableVideoError: The source is no video, holds no picture, or its frames are smaller than 32 pixels a side.
         ValueError: ``out`` has another suffix.
@@ -174,10 +189,14 @@ def edit_video(source: Path, editor: "Editor", out: Path, strength: float = 1.0)
         # another container need not begin at the times of this one, which may be hours in a broadcast
         moves = source.suffix.lower() != out.suffix.lower() and opened.start_time is not None
         start = Fraction(opened.start_time, av.time_base) if moves else Fraction(0)
-        progress = stack.enter_context(_progress())
-        task = progress.add_task(f"Editing {source.name}", total=_expected_frames(video))
+        shown = stack.enter_context(video_progress()) if progress is None else progress
+        task = shown.add_task(f"Editing {source.name}", total=_expected_frames(video))
+        if progress is not None:
+            stack.callback(progress.remove_task, task)
         contents = stack.enter_context(_ahead(_contents(av, opened, video, copied, problems)))
         for content in contents:
+            if stopped is not None and stopped.is_set():
+                raise InterruptedError(f"{source}: broken off")
             if isinstance(content, av.Packet):
                 _shift(content, start)
                 content.stream = stream_of[content.stream_index]
@@ -187,7 +206,7 @@ def edit_video(source: Path, editor: "Editor", out: Path, strength: float = 1.0)
             edit = editor.edit(picture, strength)
             # a stream may change its size, a file's track may not
             writer.write(edit if edit.size == size else edit.resize(size), _pts(content, start), content.duration)
-            progress.advance(task)
+            shown.advance(task)
         writer.finish()
         problems += _missing_end(video, writer, start)
     if problems:
@@ -451,7 +470,8 @@ def _missing_end(video: Any, writer: _FrameWriter, start: Fraction) -> list[str]
     return [f"its picture ends after {reached:.1f} of {float(duration):.1f} seconds; it seems cut off"]
 
 
-def _progress() -> Progress:
+def video_progress() -> Progress:
+    """Bars for videos, in frames."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -523,7 +543,8 @@ def edit_camera(
     """Edit a camera's stream live into a file, until Ctrl-C or for some seconds.
 
     A frame that comes while the model is busy takes the place of the one that waits, so that the edit is never more
-    than a frame behind. Each frame has the camera's time of it. Ctrl-C ends the file properly.
+    than a frame behind. Each frame has the camera's time of it. Ctrl-C ends the file properly, also while the camera is
+    silent; a camera that gives nothing for 10 seconds, or for 60 at first, ends it, too.
 
     Args:
         name: As for ``open_camera``.
@@ -536,50 +557,56 @@ def edit_camera(
         Frames written and dropped, and frames per second.
 
     Raises:
-        OSError: The camera does not open, gives no frame, or breaks down before its first; or the file cannot be
-            written.
+        OSError: The camera does not open, gives no frame before Ctrl-C or in 60 seconds, or breaks down before its
+            first; or the file cannot be written.
         ValueError: Its frames are smaller than 32 pixels a side, or ``seconds`` is none.
 
     Warns:
-        UserWarning: The camera broke off; what came before is written.
+        UserWarning: The camera broke off or fell silent; what came before is written.
     """
     av = require("av", "A camera", "video")
     if seconds is not None and not seconds > 0:
         raise ValueError(f"{seconds:g} seconds hold no frame; give more than 0, or leave it out to end by Ctrl-C")
     writer: _FrameWriter | None = None
-    with ExitStack() as stack:
-        folder = stack.enter_context(whole_files(out.parent))
-        camera = stack.enter_context(open_camera(name))
-        stopped = stack.enter_context(_stopped_by_interrupt())
-        latest = _LatestFrame(camera, stopped)
-        stack.callback(latest.stop)
-        target = stack.enter_context(av.open(folder / out.name, "w", format=_MP4.name, container_options=_MP4.options))
-        progress = stack.enter_context(
-            Progress(TextColumn("{task.description}"), console=Console(stderr=True), refresh_per_second=4)
-        )
-        task = progress.add_task("waiting for the camera; Ctrl-C ends", total=None)
-        first_time = last_time = 0.0
-        while (frame := latest.take()) is not None:
-            picture = _upright(frame)
-            if writer is None:
-                first_time = frame.time
-                video, colours = camera.streams.video[0], _Colours.of(frame)
-                writer = _FrameWriter(
-                    av, target, _MP4.codec, picture.size, video, colours, _CAMERA_TIME_BASE, _is_turned(frame)
-                )
-            if seconds is not None and frame.time - first_time >= seconds:
-                break
-            last_time = frame.time
-            writer.write(editor.edit(picture, strength), round((last_time - first_time) / writer.time_base), 0)
-            rate = _rate(writer.frames, last_time - first_time)
-            progress.update(
-                task,
-                description=f"{writer.frames} frames, {rate:.1f} per second, {latest.dropped} dropped; Ctrl-C ends",
+    with ExitStack() as devices:
+        stopped = devices.enter_context(_stopped_by_interrupt())
+        latest = _LatestFrame(name, stopped)
+        # once the recording has its name: a camera that hangs must not take it along
+        devices.callback(latest.stop)
+        with ExitStack() as stack:
+            folder = stack.enter_context(whole_files(out.parent))
+            target = stack.enter_context(
+                av.open(folder / out.name, "w", format=_MP4.name, container_options=_MP4.options)
             )
-        if writer is None:
-            reason = f" ({latest.error})" if latest.error else ""
-            raise OSError(f"{name} gave no frame{reason}; check that no other program uses it")
-        writer.finish()
+            progress = stack.enter_context(
+                Progress(TextColumn("{task.description}"), console=Console(stderr=True), refresh_per_second=4)
+            )
+            task = progress.add_task("waiting for the camera; Ctrl-C ends", total=None)
+            first_time = last_time = 0.0
+            while (frame := latest.take(LONGEST_SILENCE_SECONDS if writer else FIRST_FRAME_SECONDS)) is not None:
+                picture = _upright(frame)
+                if writer is None:
+                    first_time = frame.time
+                    size, colours = picture.size, _Colours.of(frame)
+                    writer = _FrameWriter(
+                        av, target, _MP4.codec, size, latest.stream, colours, _CAMERA_TIME_BASE, _is_turned(frame)
+                    )
+                if seconds is not None and frame.time - first_time >= seconds:
+                    break
+                last_time = frame.time
+                writer.write(editor.edit(picture, strength), round((last_time - first_time) / writer.time_base), 0)
+                rate = _rate(writer.frames, last_time - first_time)
+                progress.update(
+                    task,
+                    description=f"{writer.frames} frames, {rate:.1f} per second, {latest.dropped} dropped; Ctrl-C ends",
+                )
+            if writer is None:
+                reason = latest.error or ("ended before its first" if stopped.is_set() else "")
+                raise OSError(
+                    f"{name} gave no frame{f' ({reason})' if reason else ''}; check that no other program uses it, and "
+                    "plug it in anew"
+                )
+            writer.finish()
     if latest.error:
         warnings.warn(f"{name} broke off ({latest.error}); {out} holds what came before", stacklevel=2)
     return CameraRecording(writer.frames, latest.dropped, _rate(writer.frames, last_time - first_time))
@@ -591,21 +618,27 @@ def _rate(frames: int, seconds: float) -> float:
 
 
 class _LatestFrame:
-    """Reads a camera in a thread of its own and keeps the newest frame.
+    """Opens, reads and closes a camera in a thread of its own and keeps the newest frame.
+
+    All in that thread, since a camera without frames may hang in each of the three, and none may be closed while it is
+    read.
 
     Args:
-        camera: PyAV's input container.
+        name: As for ``open_camera``.
         stopped: Ends the reading once it is set.
 
     Attributes:
         dropped: Frames that another took the place of.
         error: Why the camera ended before it was told to.
+        stream: PyAV's, once there is a frame.
     """
 
-    def __init__(self, camera: Any, stopped: threading.Event) -> None:
+    def __init__(self, name: str, stopped: threading.Event) -> None:
         self.dropped, self.error = 0, ""
-        self._camera, self._stopped = camera, stopped
+        self.stream: Any = None
+        self._name, self._stopped = name, stopped
         self._frame: Any = None
+        self._refusal: Exception | None = None
         self._has_ended = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._read, name="camera", daemon=True)
@@ -613,32 +646,49 @@ class _LatestFrame:
 
     def _read(self) -> None:
         try:
-            for frame in self._camera.decode(video=0):
-                if self._stopped.is_set():
-                    break
-                with self._changed:
-                    self.dropped += self._frame is not None
-                    self._frame = frame
-                    self._changed.notify()
-        except Exception as error:  # told where the frames are taken
-            self.error = str(error) or type(error).__name__
+            camera = open_camera(self._name)
+        except Exception as error:  # raised again where the frames are taken
+            self._refusal = error
+        else:
+            try:
+                with camera:
+                    self.stream = camera.streams.video[0]
+                    for frame in camera.decode(video=0):
+                        if self._stopped.is_set():
+                            break
+                        with self._changed:
+                            self.dropped += self._frame is not None
+                            self._frame = frame
+                            self._changed.notify()
+            except Exception as error:  # told where the frames are taken
+                self.error = str(error) or type(error).__name__
         with self._changed:
             self._has_ended = True
             self._changed.notify()
 
-    def take(self) -> Any:
-        """Wait for a frame that was not taken yet; None once the camera, or the user, has ended."""
+    def take(self, timeout_seconds: float) -> Any:
+        """Wait for a frame that was not taken yet; None once the camera, the user or the patience has ended.
+
+        Raises:
+            Exception: The camera did not open; what ``open_camera`` raised.
+        """
+        deadline = time.monotonic() + timeout_seconds
         with self._changed:
             # a signal's handler cannot notify: the lock may be held where it comes in
             while self._frame is None and not self._has_ended and not self._stopped.is_set():
+                if time.monotonic() > deadline:
+                    self.error = f"no frame for {timeout_seconds:g} seconds"
+                    break
                 self._changed.wait(0.1)
             frame, self._frame = self._frame, None
+        if self._refusal is not None:
+            raise self._refusal
         return None if self._stopped.is_set() else frame
 
     def stop(self) -> None:
-        """End the reading."""
+        """End the reading; one that hangs is left to the end of the process."""
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(_CLOSING_SECONDS)
 
 
 @contextmanager

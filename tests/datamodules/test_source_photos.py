@@ -126,6 +126,12 @@ def test_a_batch_without_a_readable_photo_is_empty(root):
 
 
 def test_a_folder_with_nothing_to_use_is_refused(tmp_path):
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "a.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(
+        ValueError, match=r"no images in .*phone .*; found and not read \(1\): .*a\.heic: is HEIC, which is"
+    ):
+        SourcePhotos(tmp_path / "phone").setup("predict")
     with pytest.raises(ValueError, match="no images in"):
         made(tmp_path)
     with pytest.raises(FileNotFoundError, match="does not exist"):

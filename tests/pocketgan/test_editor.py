@@ -4,17 +4,21 @@ import itertools
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.datasets
 import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageCms, features
+from tiny import CONCEPTS, real_photos
 from torch import nn
 
 from pocketgan import editor as editor_module
 from pocketgan.editor import Editor, edit_files
 from pocketgan.images import load_photo, to_image, to_tensor
+from pocketgan.networks import E2GANGenerator, GroupNorm, InstanceNorm
 
 ORIENTATION = ExifTags.Base.Orientation
 
@@ -84,8 +88,10 @@ def test_a_picture_that_is_too_small_or_not_rgb_is_refused(editor):
 
 
 def test_a_tile_that_the_divisor_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match="tile 500 is not a multiple of 32; use 480 or 512"):
+    with pytest.raises(ValueError, match="tile 500 is not a multiple of 8; use 496 or 504"):
         Editor(identity, size_divisor=8, tile=500)
+    with pytest.raises(ValueError, match="tile 4 is not a multiple of 8; use 8 or 16"):
+        Editor(identity, size_divisor=8, fixed_size=4)
 
 
 def test_tiles_cover_a_large_picture_and_bound_what_the_model_gets():
@@ -149,18 +155,155 @@ def test_a_fixed_size_model_edits_like_one_of_any_size():
     assert difference(padded, Editor(network, size_divisor=8).edit(small).crop(inner)).max() <= 1
 
 
-@pytest.mark.parametrize("size", [(12000, 64), (64, 12000)])
-def test_a_side_of_12000_pixels_has_no_seam(size):
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_side_of_12000_pixels_has_no_seam(transposed):
     weights = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
     kernel = (weights[:, None] * weights).expand(3, 1, 5, 5)
+    shapes = []
 
     def blurred(photos):
+        shapes.append(photos.shape)
         return -F.conv2d(F.pad(photos, (2, 2, 2, 2), mode="replicate"), kernel, groups=3)
 
-    photo = picture(*size)
+    photo = Image.fromarray(np.tile(np.asarray(picture(1000, 640)), (1, 12, 1)))
+    if transposed:
+        photo = photo.transpose(Image.Transpose.TRANSPOSE)
     tiled = Editor(blurred, size_divisor=8, tile=512).edit(photo)
+    # memory is that of a tile; two rows of them make corners where four meet
+    assert len(shapes) == 2 * 31
+    assert max(side for shape in shapes for side in shape[2:]) == 512
     assert tiled.size == photo.size
     assert difference(tiled, to_image(blurred(to_tensor(photo)[None])[0])).max() <= 1
+
+
+def trained_generator(norm):
+    """The product's generator after some seconds: it edits, and leans on attention and norms as such young ones do."""
+    torch.manual_seed(0)
+    generator = E2GANGenerator(width=8, token_size=16, norm=norm(), transformer_skip=True)
+    tokens = torch.randn(1, 2, 16)
+    optimizer = torch.optim.Adam(generator.parameters(), lr=4e-3, betas=(0.5, 0.99))
+    photos = torch.stack(real_photos(64, 32))
+    edits = torch.stack([CONCEPTS["sepia"](photo) for photo in photos])
+    for chosen in torch.randint(0, len(photos), (100, 8)):
+        loss = (generator(photos[chosen], tokens.expand(8, -1, -1)) - edits[chosen]).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return generator.eval().fold_prompt(tokens)
+
+
+def edited_side_by_side(network, photo, tile):
+    """What tiles without overlap give."""
+    edit = Image.new("RGB", photo.size)
+    for left, top in itertools.product(range(0, photo.width, tile), range(0, photo.height, tile)):
+        box = (left, top, min(left + tile, photo.width), min(top + tile, photo.height))
+        edit.paste(Editor(network, size_divisor=8, tile=tile).edit(photo.crop(box)), (left, top))
+    return edit
+
+
+def seams(edit, borders, photo, shift):
+    """How an edit changes from pixel to pixel at the borders of tiles, against the same places inside of a tile.
+
+    The photo is edited twice, the second time without ``shift`` pixels at the left and the top: borders move over it.
+
+    Args:
+        edit: Of a photo.
+        borders: Of a side's length in pixels: which steps from a pixel to the next are at a border.
+        photo: That is edited.
+        shift: In pixels.
+
+    Returns:
+        Mean change at the borders, and at the corners where four tiles meet, as a multiple of that inside; and the
+        largest excess of one row or column at the borders, as a multiple of the mean change.
+    """
+    part = photo.crop((shift, shift, *photo.size))
+    edits = [np.asarray(edit(photo), float)[shift:, shift:], np.asarray(edit(part), float)]
+    marked = [[borders(side)[shift:], borders(side - shift)] for side in (photo.height, photo.width)]
+    found = {"border": [], "corner": [], "excess": []}
+    for axis in (0, 1):
+        changes = [np.abs(np.diff(each, axis=axis)).mean(2) for each in edits]
+        lines = [change.mean(1 - axis) for change in changes]
+        spots = [
+            [np.append(marks, False)[:side] for marks, side in zip(both, changes[0].shape, strict=True)]
+            for both in zip(*marked, strict=True)
+        ]
+        at, inside, corner, corner_inside = [], [], [], []
+        for one, other in ((0, 1), (1, 0)):
+            alone = marked[axis][one] & ~marked[axis][other]
+            at.append(lines[one][alone])
+            inside.append(lines[other][alone])
+            rows, columns = spots[other]
+            crossing = np.outer(*spots[one]) & ~(rows[:, None] | columns)
+            corner.append(changes[one][crossing])
+            corner_inside.append(changes[other][crossing])
+        at, inside, corner, corner_inside = map(np.concatenate, (at, inside, corner, corner_inside))
+        found["border"].append(at.mean() / inside.mean())
+        found["corner"].append(corner.mean() / corner_inside.mean())
+        found["excess"].append((at - inside).max() / np.mean(changes))
+    return found
+
+
+@pytest.mark.parametrize("norm", [InstanceNorm, GroupNorm])
+def test_the_products_generator_leaves_no_seam_where_tiles_and_their_corners_meet(norm):
+    network, tile = trained_generator(norm), 128
+    editor = Editor(network, size_divisor=8, tile=tile)
+
+    def overlaps(length):
+        steps = np.zeros(length - 1, bool)
+        for (_, end), (start, _) in itertools.pairwise(editor._spans(length)):
+            steps[start - 1 : end] = True
+        return steps
+
+    def joints(length):
+        return np.arange(1, length) % tile == 0
+
+    with Image.open(Path(sklearn.datasets.__file__).parent / "images" / "china.jpg") as opened:
+        photo = opened.convert("RGB").crop((0, 59, 464, 427))
+    tiled = seams(editor.edit, overlaps, photo, 48)
+    assert max(*tiled["border"], *tiled["corner"]) < 1.25
+    assert max(tiled["excess"]) < 1.5
+    # the measure sees seams: without overlap there are some
+    side_by_side = seams(lambda picture: edited_side_by_side(network, picture, tile), joints, photo, 48)
+    assert min(*side_by_side["border"], *side_by_side["corner"]) > 2
+    assert min(side_by_side["excess"]) > 3
+
+
+@pytest.mark.parametrize("tile", [8, 16, 24, 40, 56, 104])
+def test_any_multiple_of_the_divisor_is_a_tile(tile):
+    editor = Editor(identity, size_divisor=8, fixed_size=tile)
+    assert tile / 4 <= editor.overlap <= tile / 2
+    for length in range(tile + 1, 5 * tile):
+        spans = editor._spans(length)
+        assert spans[0][0] == 0
+        assert spans[-1][1] == length
+        assert all(start % 8 == 0 or tile == 8 for start, _ in spans)
+        assert all(end - start <= tile for start, end in spans)
+        assert all(end - start >= editor.overlap for (_, end), (start, _) in itertools.pairwise(spans))
+    model = RecordingModel()
+    photo = picture(4 * tile + 5, 4 * tile + 3)
+    edit = Editor(model, size_divisor=8, fixed_size=tile).edit(photo)
+    assert not difference(edit, photo).any()
+    assert set(model.shapes) == {(1, 3, tile, tile)}
+
+
+@pytest.mark.parametrize("tile", [40, 104])
+def test_a_local_network_leaves_no_seam_in_tiles_of_any_size(tile):
+    torch.manual_seed(0)
+    network = nn.Conv2d(3, 3, 5, padding=2)  # sees 2 pixels to each side, within 40 / 16
+    photo = picture(3 * tile + 5, 2 * tile + 3)
+    tiled = Editor(network, size_divisor=8, fixed_size=tile).edit(photo)
+    inner = (0, 0, photo.width - 2, photo.height - 2)  # beyond, the one sees padding and the other zeros
+    assert difference(tiled.crop(inner), Editor(network, size_divisor=8).edit(photo).crop(inner)).max() <= 1
+
+
+@pytest.mark.parametrize("tile", [40, 104, 128])
+def test_tiles_that_disagree_are_blended_smoothly_at_any_size(tile):
+    brightness = itertools.cycle([-0.2, 0.2])
+    editor = Editor(lambda photos: torch.full_like(photos, next(brightness)), size_divisor=8, fixed_size=tile)
+    row = np.asarray(editor.edit(picture(3 * tile, tile)), int)[0, :, 0]
+    assert np.ptp(row) == 51, "the tiles differ"
+    # the ramp's steepest step is 1.5 of an even one over half the overlap
+    assert np.abs(np.diff(row)).max() <= 1.5 * 51 / (editor.overlap / 2) + 1
 
 
 def test_tiles_that_disagree_are_blended_smoothly():
@@ -337,7 +480,7 @@ def test_formats_of_phones_and_cameras_are_named(tmp_path, editor):
     with pytest.raises(ValueError, match=r"a\.heic: is HEIC, which is not read here; convert it as JPEG or PNG"):
         edit_files([photos / "a.heic"], editor, tmp_path / "out")
     (photos / "c.png").unlink()
-    with pytest.raises(ValueError, match=r"no images or videos in .*; there are 2 others: .*a\.heic: is HEIC"):
+    with pytest.raises(ValueError, match=r"no images or videos in .*; found and not read \(2\): .*a\.heic: is HEIC"):
         edit_files([photos], editor, tmp_path / "out")
 
 

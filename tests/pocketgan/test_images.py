@@ -44,6 +44,21 @@ def test_folders_without_images_are_refused(tmp_path):
         find_images(tmp_path / "missing")
 
 
+def test_a_folder_of_a_phones_or_cameras_formats_names_them(tmp_path):
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    (tmp_path / "b.NEF").write_bytes(b"MM\0*" + bytes(100))
+    with pytest.raises(
+        ValueError,
+        match=r"no images in .*\.webp; found and not read \(2\): .*a\.heic: is HEIC, which is not read here; "
+        r"convert it as JPEG or PNG.*, .*b\.NEF: is Nikon raw",
+    ):
+        find_images(tmp_path)
+    for index in range(7):
+        (tmp_path / f"{index}.dng").touch()
+    with pytest.raises(ValueError, match=r"found and not read \(9\): .*0\.dng: is DNG raw.*4\.dng.* and 4 more$"):
+        find_images(tmp_path)
+
+
 def test_a_plain_photo_is_taken_as_it_is(tmp_path, picture):
     picture.save(tmp_path / "a.png")
     image, conversions = load_photo(tmp_path / "a.png")

@@ -3,16 +3,24 @@
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from tiny import real_photos
 
-from pocketgan import video
+from lightning_modules import load_concepts
+from pocketgan import editor as editor_module
+from pocketgan import load, video
 from pocketgan.cli import main
 from pocketgan.editor import Editor, edit_files
+from pocketgan.exporters.concept_pack import PackedConcept, write_pack
+from pocketgan.images import to_image
 from pocketgan.video import UnreadableVideoError, edit_camera, edit_video, open_camera, video_name
 
 SIZE = (64, 48)
@@ -32,8 +40,10 @@ def inverted(photos):
 _OPTIONS = {"libx264": {"crf": "1"}, "ffv1": {"g": "1"}}
 
 
-def make_video(path, times=STEADY, size=SIZE, codec="libx264", sound="aac", pix_fmt="yuv420p", turn=0, colours=()):
-    """A film of 10 units a second; its left half is darker, so that turns show."""
+def make_video(
+    path, times=STEADY, size=SIZE, codec="libx264", sound="aac", pix_fmt="yuv420p", turn=0, colours=(), pictures=()
+):
+    """A film of 10 units a second; its left half is darker, so that turns show, unless ``pictures`` are given."""
     with av.open(path, "w") as container:
         stream = container.add_stream(codec, rate=10, options=_OPTIONS.get(codec, {}))
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
@@ -53,7 +63,9 @@ def make_video(path, times=STEADY, size=SIZE, codec="libx264", sound="aac", pix_
         for index, time in enumerate(times):
             pixels = np.full((size[1], size[0], 3), level(index), np.uint8)
             pixels[:, : size[0] // 2] -= 20
-            frame = av.VideoFrame.from_ndarray(pixels).reformat(format=pix_fmt, dst_colorspace=1 if colours else None)
+            frame = av.VideoFrame.from_ndarray(pixels if not pictures else np.asarray(pictures[index])).reformat(
+                format=pix_fmt, dst_colorspace=1 if colours else None
+            )
             frame.pts, frame.time_base, frame.duration = time, Fraction(1, 10), 1
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -360,6 +372,50 @@ def test_folders_of_pictures_and_videos(tmp_path, editor):
         edit_files([photos / "trip" / "b.MOV"], editor, tmp_path / "out" / "trip")
 
 
+def test_videos_are_edited_at_the_same_time_to_the_same_files(tmp_path):
+    both = threading.Barrier(2, timeout=60)
+
+    def model(photos):
+        both.wait()  # breaks unless two come
+        return -photos
+
+    films = tmp_path / "films"
+    films.mkdir()
+    for name in "abcd":
+        make_video(films / f"{name}.mp4", UNSTEADY if name < "c" else STEADY)
+    written = edit_files([films], Editor(model, size_divisor=8), tmp_path / "two", jobs=2)
+    assert [path.name for path in written] == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
+    one_by_one = edit_files([films], Editor(inverted, size_divisor=8), tmp_path / "one", jobs=1)
+    assert [path.read_bytes() for path in written] == [path.read_bytes() for path in one_by_one]
+
+
+def test_an_error_breaks_off_all_videos(tmp_path, monkeypatch):
+    stopped, calls = threading.Event(), []
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait=True, *, cancel_futures=False):
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            stopped.set()
+            super().shutdown(wait)
+
+    def model(photos):
+        calls.append(photos)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        assert stopped.wait(60)
+        return photos
+
+    monkeypatch.setattr(editor_module, "ThreadPoolExecutor", Pool)
+    films = tmp_path / "films"
+    films.mkdir()
+    for name in "abc":
+        make_video(films / f"{name}.mp4", sound=None)
+    with pytest.raises(KeyboardInterrupt):
+        edit_files([films], Editor(model, size_divisor=8), tmp_path / "out", jobs=2)
+    assert len(calls) <= 3
+    assert list(tmp_path.iterdir()) == [films]
+
+
 def test_a_missing_package_is_named(tmp_path, editor, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     (tmp_path / "film.mp4").write_bytes(b"0")
@@ -453,6 +509,52 @@ def test_a_camera_that_gives_nothing_or_breaks_off(tmp_path, monkeypatch, editor
         assert edit_camera("camera", editor, tmp_path / "camera.mp4").frames == 1
 
 
+@pytest.fixture
+def silence(monkeypatch):
+    """What a camera that stops delivering waits for; the patience with it is short."""
+    monkeypatch.setattr(video, "LONGEST_SILENCE_SECONDS", 0.3, raising=False)
+    monkeypatch.setattr(video, "FIRST_FRAME_SECONDS", 0.3, raising=False)
+    monkeypatch.setattr(video, "_CLOSING_SECONDS", 0.1, raising=False)
+    ended = threading.Event()
+    yield ended
+    ended.set()
+
+
+@pytest.mark.parametrize("how", ["silence", "interrupt"])
+def test_a_camera_that_stops_delivering_leaves_what_was_recorded(tmp_path, monkeypatch, silence, how):
+    begun = threading.Semaphore(0)
+
+    def model(photos):
+        begun.release()
+        return -photos
+
+    def fall_silent():
+        assert begun.acquire(timeout=20)
+        if how == "interrupt":
+            monkeypatch.setattr(video, "LONGEST_SILENCE_SECONDS", 60)
+            os.kill(os.getpid(), signal.SIGINT)
+        silence.wait(60)
+
+    source = make_video(tmp_path / "film.mkv", range(5), sound=None)
+    camera = Camera(source, lambda index: index and begun.acquire(timeout=20), fall_silent)
+    monkeypatch.setattr(video, "open_camera", lambda _: camera)
+    out = tmp_path / "out" / "camera.mp4"
+    message = r"camera broke off \(no frame for 0.3 seconds\); .*camera\.mp4 holds what came before"
+    with pytest.warns(UserWarning, match=message) if how == "silence" else nullcontext():
+        assert edit_camera("camera", Editor(model, size_divisor=8), out) == (5, 0, pytest.approx(10))
+    assert len(frames_of(out)[0]) == 5
+    assert [path.name for path in out.parent.iterdir()] == ["camera.mp4"]
+
+
+@pytest.mark.parametrize("hangs", ["opening", "reading"])
+def test_a_camera_that_never_delivers_is_given_up(tmp_path, monkeypatch, silence, editor, hangs):
+    camera = Camera(make_video(tmp_path / "film.mkv", sound=None), lambda _: silence.wait(60))
+    monkeypatch.setattr(video, "open_camera", lambda _: (hangs == "opening" and silence.wait(60)) or camera)
+    with pytest.raises(OSError, match=r"camera gave no frame \(no frame for 0.3 seconds\); check that no"):
+        edit_camera("camera", editor, tmp_path / "out" / "camera.mp4")
+    assert not (tmp_path / "out").exists()
+
+
 def test_which_inputs_are_cameras(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     paths = [tmp_path.__class__(name) for name in ("camera", "camera:1", "/dev/video3", "camera:x", "camera.mp4")]
@@ -496,6 +598,32 @@ def test_each_system_opens_its_device(monkeypatch, system, name, opened):
     monkeypatch.setattr(av, "open", lambda path, **options: calls.append((path, options["format"])))
     open_camera(name)
     assert calls == [opened]
+
+
+def test_a_concept_of_a_pack_edits_a_video(trained, tmp_path):
+    switchable = load_concepts(trained["base"], [trained["adapter"]])
+    torch.manual_seed(0)
+    for delta in switchable.changes("sepia").deltas.values():  # some steps of training leave B near 0
+        delta.b.normal_(0, 0.3)
+    pack, concepts = tmp_path / "pack", ["inverted", "sepia"]
+    write_pack(switchable, [PackedConcept(name, name) for name in concepts], pack, 32, 8)
+    pictures = [to_image(photo) for photo in real_photos(FRAMES, 64)]
+    source = make_video(tmp_path / "film.mp4", size=(64, 64), codec="libx264", pictures=pictures)
+    frames = [Image.fromarray(frame) for frame in frames_of(source)[1]]
+    model = load(pack)
+    expected = {name: [np.asarray(model.edit(frame, name), int) for frame in frames] for name in concepts}
+    for name, other in (concepts, concepts[::-1]):
+        out = tmp_path / name
+        main(["edit", str(source), f"--model={pack}", f"--concept={name}", f"--out={out}"])
+        stamps, edits = frames_of(out / "film.mp4")
+        assert stamps == pytest.approx([time / 10 for time in STEADY])
+        assert sound_of(out / "film.mp4") == sound_of(source)
+        for index, edit in enumerate(edits):
+            to_own, to_other = ([np.abs(edit - each).mean() for each in expected[kind]] for kind in (name, other))
+            assert np.argmin(to_own) == index
+            assert to_own[index] < min(to_other)
+    with pytest.raises(SystemExit, match="needs a concept; choose one with --concept: inverted, sepia"):
+        main(["edit", str(source), f"--model={pack}", f"--out={tmp_path / 'out'}"])
 
 
 def test_the_command_edits_videos_and_cameras(trained, tmp_path, monkeypatch, capsys):
