@@ -3,7 +3,9 @@
 The README's picture is of the quickstart's runs::
 
     pocketgan quickstart
-    pocketgan export pocketgan_quickstart/runs/base --adapters pocketgan_quickstart/runs/style_04 --target web --out page
+    cd pocketgan_quickstart
+    pocketgan export runs/base --adapters runs/style_04 --target web --out ../page
+    cd ..
     POCKETGAN_SCREENSHOT=docs/images/web_page.png POCKETGAN_SCREENSHOT_PAGE=page \\
         pytest -n 0 tests/pocketgan/test_web_page.py -k screenshot
 """
@@ -22,9 +24,9 @@ import skimage.data
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 from served import served
+from web_runtime import runtime_at_hand
 
 import pocketgan
-from pocketgan import web_page_files
 from pocketgan.cli import main
 from pocketgan.editor import Editor
 from pocketgan.exporters.concept_pack import ConceptPack
@@ -44,17 +46,6 @@ OPTIONS = [
 ]
 WIDTH, HEIGHT = 128, 92  # the height is no multiple of 8
 PATIENCE_MS = 60_000
-
-
-def runtime_at_hand():
-    """The package, found without npm; None where it is not there."""
-    before, web_page_files._fetch = web_page_files._fetch, lambda package: None
-    try:
-        return find_runtime()
-    except FileNotFoundError:
-        return None
-    finally:
-        web_page_files._fetch = before
 
 
 RUNTIME = runtime_at_hand()
