@@ -4,9 +4,9 @@ python -m benchmarks.device --base runs/wide --student runs/student --pack-base 
 """
 
 import argparse
-import copy
 import os
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -24,19 +24,20 @@ from torch import Tensor, nn
 from benchmarks.pix2pix import ResNet9, UNet
 from benchmarks.runs import command_block, commit, mean_and_spread
 from lightning_modules import load_concepts, load_run
-from pocketgan.device_export import SENSITIVITY_PHOTOS, ExportRequest, l1_to_edits, options_for, pairs_of
-from pocketgan.exporters import EXPORTERS, ExportOptions
-from pocketgan.exporters.concept_pack import PackedConcept, write_pack
-from pocketgan.exporters.onnx_exporter import OnnxExporter
+from pocketgan.device_export import SENSITIVITY_PHOTOS, ExportRequest, options_for, pairs_of
+from pocketgan.device_gate import RunPairs, l1_to_edits
+from pocketgan.exporters import EXPORTERS, Exporter, ExportOptions, OnnxExporter, PackedConcept, Precision
+from pocketgan.exporters.concept_pack import write_pack
 from pocketgan.networks import BatchNorm, E2GANGenerator
 from pocketgan.serve import page_server
 from pocketgan.web_page_files import RUNTIME_VERSION, find_runtime
 
 SIZE, THREADS = 256, 2
-RUNTIMES = {"onnx": "ONNX Runtime", "executorch": "ExecuTorch", "litert": "LiteRT", "wasm": "Chromium WASM"}
+RUNTIMES = {"onnx": "ONNX Runtime", "executorch": "ExecuTorch", "litert": "LiteRT", "web": "Chromium, WASM"}
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 CHROMIUM = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync")
 RUN_IN_PAGE = """async ([name, runs]) => {
-    const photo = new ort.Tensor("float32", new Float32Array(3 * SIZE * SIZE).fill(0.1), [1, 3, SIZE, SIZE]);
+    const photo = new ort.Tensor("uint8", new Uint8Array(3 * SIZE * SIZE).fill(140), [1, SIZE, SIZE, 3]);
     const times = [];
     for (let run = 0; run < runs; run++) {
         const begun = performance.now();
@@ -65,8 +66,8 @@ class Subject:
     Attributes:
         name: As the table has it.
         network: (1, 3, 256, 256) to the same.
-        options: By precision.
-        pairs: To measure its L1 on; none for random weights.
+        pairs: int8 is calibrated on the training photos, and leaves in float32 what the held-out pairs ask for; without
+            these none of its layers.
         bytes: By runtime and precision.
         l1: Likewise.
         times: Milliseconds, likewise.
@@ -74,28 +75,30 @@ class Subject:
 
     name: str
     network: nn.Module
-    options: dict[str, ExportOptions]
-    pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    pairs: RunPairs
     bytes: dict[tuple[str, str], int] = field(default_factory=dict)
     l1: dict[tuple[str, str], float] = field(default_factory=dict)
     times: dict[tuple[str, str], list[float]] = field(default_factory=dict)
 
+    def options(self, exporter: Exporter, target: str, precision: Precision) -> ExportOptions:
+        """As ``pocketgan export --fixed_size`` would choose them."""
+        if self.pairs.held_out:
+            request = ExportRequest(target, precision, dynamic_size=False)
+            return options_for(self.network, exporter, request, self.pairs, SIZE)[0]
+        photos = tuple(self.pairs.training) if precision == "int8" else ()
+        return ExportOptions(precision, exporter.own_pixels, False, photos)
+
 
 def trained(name: str, run: Path) -> Subject:
-    """A run of one concept, int8 as ``pocketgan export`` makes it."""
+    """A run of one concept."""
     model = load_run(run)
     (concept,) = model.concepts
-    pairs = pairs_of(run, concept, SIZE)
-    network = model.deployed(concept)
-    request = ExportRequest(precision="int8", dynamic_size=False)
-    options, _ = options_for(network, request, pairs, SIZE)
-    return Subject(name, network, {"fp32": ExportOptions(dynamic_size=False), "int8": options}, pairs.held_out)
+    return Subject(name, model.deployed(concept), pairs_of(run, concept, SIZE))
 
 
-def untrained(name: str, network: nn.Module, photos: tuple[Tensor, ...]) -> Subject:
-    """A network of random weights, whose speed is that of trained ones; none of its layers is excluded from int8."""
-    options = {"fp32": ExportOptions(dynamic_size=False), "int8": ExportOptions("int8", "float32", False, photos)}
-    return Subject(name, network.eval().requires_grad_(False), options)
+def untrained(name: str, network: nn.Module, photos: list[Tensor]) -> Subject:
+    """A network of random weights, whose speed is that of trained ones."""
+    return Subject(name, network.eval().requires_grad_(False), RunPairs(photos, []))
 
 
 @contextmanager
@@ -129,41 +132,36 @@ def measure(subjects: list[Subject], folder: Path, turns: int, runs: int) -> Non
     torch.manual_seed(0)
     photo = torch.rand(1, 3, SIZE, SIZE) * 2 - 1
     timers: list[tuple[Subject, tuple[str, str], Callable[[int], list[float]]]] = []
-    names = {}
-    for subject in subjects:
-        for precision, options in subject.options.items():
-            for runtime, exporter_class in EXPORTERS.items():
-                if runtime not in RUNTIMES:
-                    continue
-                exporter = exporter_class()
-                file = folder / f"{len(timers)}_{precision}{exporter.suffix}"
-                key = (runtime, precision)
-                try:
-                    exporter.export(copy.deepcopy(subject.network), file, {}, SIZE, 8, options)
-                except ValueError as error:
-                    print(f"{subject.name}, {runtime}, {precision}: {error}", flush=True)
-                    continue
-                model = exporter.load(file, THREADS)
-                subject.bytes[key] = file.stat().st_size
-                if subject.pairs:
-                    subject.l1[key] = l1_to_edits(model, subject.pairs)
-                subject.times[key] = []
-                timers.append((subject, key, partial(timed, model, photo)))
-                if runtime == "onnx":
-                    names[subject.name, precision] = file.stem
-                    subject.times["wasm", precision] = []
-    package = find_runtime()
-    for name in ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"):
-        (folder / name).write_bytes((package / "dist" / name).read_bytes())
-    with browser_page(folder) as page, torch.inference_mode():
-        isolated, _ = page.evaluate(OPEN_IN_PAGE, [list(names.values()), THREADS, SIZE])
-        assert isolated, "threads need a page of its own origin"
+    names: list[str] = []
+    with browser_page(folder) as page:
         for subject in subjects:
-            for precision in subject.options:
-                if (subject.name, precision) in names:
-                    name = names[subject.name, precision]
-                    call = partial(lambda name, runs: page.evaluate(RUN_IN_PAGE, [name, runs]), name)
-                    timers.append((subject, ("wasm", precision), call))
+            for precision in PRECISIONS:
+                for target in RUNTIMES:
+                    exporter, key = EXPORTERS[target](), (target, precision)
+                    file = folder / f"{len(timers)}_{precision}{exporter.suffix}"
+                    try:
+                        options = subject.options(exporter, target, precision)
+                        exporter.export(subject.network, file, {}, SIZE, 8, options)
+                    except ValueError as error:
+                        print(f"{subject.name}, {target}, {precision}: {error}", file=sys.stderr, flush=True)
+                        continue
+                    model = exporter.load(file, THREADS)
+                    subject.bytes[key] = file.stat().st_size
+                    if subject.pairs.held_out:
+                        subject.l1[key] = l1_to_edits(model, subject.pairs.held_out)
+                    subject.times[key] = []
+                    if target == "web":
+                        names.append(file.stem)
+                        timer = partial(lambda name, runs: page.evaluate(RUN_IN_PAGE, [name, runs]), file.stem)
+                    else:
+                        timer = partial(timed, model.run, model.pictures(photo))
+                    timers.append((subject, key, timer))
+        package = find_runtime()
+        for name in ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"):
+            (folder / name).write_bytes((package / "dist" / name).read_bytes())
+        isolated, _ = page.evaluate(OPEN_IN_PAGE, [names, THREADS, SIZE])
+        assert isolated, "threads need a page of its own origin"
+        torch.set_num_threads(1)  # PyTorch's would wait in the way of the runtimes'
         for turn in range(turns + 1):
             for subject, key, timer in timers:
                 times = timer(runs)
@@ -174,35 +172,44 @@ def measure(subjects: list[Subject], folder: Path, turns: int, runs: int) -> Non
 def speeds(subjects: list[Subject]) -> list[str]:
     """The table of times."""
     lines = [
-        "| network | precision | " + " | ".join(f"{name}, ms" for name in RUNTIMES.values()) + " | fp32 / int8 in ONNX "
-        "Runtime | L1 to the teacher in " + ", ".join(list(RUNTIMES.values())[:3]) + " | bytes of ONNX |",
-        "|" + "---|" * (len(RUNTIMES) + 5),
+        "| network | precision | "
+        + " | ".join(f"{name}, ms" for name in RUNTIMES.values())
+        + " | fp32 / int8 in ONNX Runtime | bytes of ONNX |",
+        "|" + "---|" * (len(RUNTIMES) + 4),
     ]
     for subject in subjects:
-        for precision in subject.options:
+        for precision in PRECISIONS:
             cells = []
-            for runtime in RUNTIMES:
-                times = subject.times.get((runtime, precision))
+            for target in RUNTIMES:
+                times = subject.times.get((target, precision))
                 cells.append(
                     f"{statistics.median(times):.1f} ({min(times):.1f} to {max(times):.1f})" if times else "none"
                 )
-            full, small = (subject.times.get(("onnx", other), []) for other in ("fp32", "int8"))
-            ratios = [slow / fast for slow, fast in zip(full, small, strict=True)] if precision == "int8" else []
-            ratio = mean_and_spread(ratios, 2) if ratios else ""
-            l1 = ", ".join(
-                f"{subject.l1[runtime, precision]:.4f}" if (runtime, precision) in subject.l1 else "none"
-                for runtime in list(RUNTIMES)[:3]
-            )
+            full, small = (subject.times.get(("onnx", other), []) for other in PRECISIONS)
+            ratios = [slow / fast for slow, fast in zip(full, small, strict=False)] if precision == "int8" else []
             weight = subject.bytes.get(("onnx", precision))
             lines.append(
-                f"| {subject.name} | {precision} | {' | '.join(cells)} | {ratio} | {l1 if subject.l1 else ''} | "
-                f"{f'{weight:,}' if weight else ''} |"
+                f"| {subject.name} | {precision} | {' | '.join(cells)} | "
+                f"{mean_and_spread(ratios, 2) if ratios else ''} | {f'{weight:,}' if weight else ''} |"
             )
     return lines
 
 
-def _spread(times: list[float]) -> str:
-    return f"{statistics.median(times):.1f} ({min(times):.1f} to {max(times):.1f})"
+def losses(subjects: list[Subject]) -> list[str]:
+    """The table of what int8 costs in L1 to the teacher's edits."""
+    lines = [
+        "| network | " + " | ".join(f"{name}: fp32, int8" for name in RUNTIMES.values()) + " | pairs |",
+        "|" + "---|" * (len(RUNTIMES) + 2),
+    ]
+    for subject in subjects:
+        if not subject.l1:
+            continue
+        cells = []
+        for target in RUNTIMES:
+            full, small = (subject.l1.get((target, precision)) for precision in PRECISIONS)
+            cells.append(f"{full:.4f}, {small:.4f} ({small / full - 1:+.1%})" if full and small else "none")
+        lines.append(f"| {subject.name} | {' | '.join(cells)} | {len(subject.pairs.held_out)} |")
+    return lines
 
 
 def weights(pack_base: Path, adapter: Path, folder: Path, resnet_bytes: int) -> list[str]:
@@ -235,7 +242,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     base = trained("our base, width 32, trained", options.base)
-    photos = base.options["int8"].calibration[:SENSITIVITY_PHOTOS]
+    photos = base.pairs.training[:SENSITIVITY_PHOTOS]  # ranges change no speed
     torch.manual_seed(0)
     full = E2GANGenerator(64, 768, norm=BatchNorm()).eval().fold_prompt(torch.randn(1, 77, 768))
     subjects = [
@@ -251,14 +258,18 @@ def main() -> None:
         resnet = next(subject for subject in subjects if "ResNet" in subject.name)
         heavy = weights(options.pack_base, options.adapter, folder / "pack", resnet.bytes["onnx", "fp32"])
     packages = ", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "executorch", "ai-edge-litert", "torch"))
+    processor = (
+        f"{torch.backends.cpu.get_cpu_capability()}, {'with' if torch.cpu._is_vnni_supported() else 'without'} VNNI"
+    )
     print(f"# How fast on a device's runtimes, and how heavy?\n\n{command_block(__doc__)}\n")
     print(
-        f"{SIZE} px, {THREADS} threads of {os.cpu_count()} cores of an x86 server (no phone was at hand), all models "
-        f"by turns in one run: {options.turns} turns of {options.runs} photos after an unmeasured one. Times are the "
+        f"{SIZE} px, {THREADS} threads of {os.cpu_count()} cores of an x86 server ({processor}; no phone was at hand), all "
+        f"models by turns in one run: {options.turns} turns of {options.runs} photos after an unmeasured one. Times are the "
         "median of the turns' medians, in brackets the fastest and the slowest turn; ratios are of the same turn, mean "
         f"± deviation. {packages}, onnxruntime-web {RUNTIME_VERSION}, headless Chromium. Commit {commit()}.\n"
     )
     print("\n".join(speeds(subjects)))
+    print("\n## What int8 costs\n\nL1 to the teacher's edits on unseen pairs.\n\n" + "\n".join(losses(subjects)))
     print("\n## Bytes\n\n" + "\n".join(heavy))
 
 
