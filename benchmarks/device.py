@@ -258,15 +258,14 @@ def main() -> None:
         resnet = next(subject for subject in subjects if "ResNet" in subject.name)
         heavy = weights(options.pack_base, options.adapter, folder / "pack", resnet.bytes["onnx", "fp32"])
     packages = ", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "executorch", "ai-edge-litert", "torch"))
-    processor = (
-        f"{torch.backends.cpu.get_cpu_capability()}, {'with' if torch.cpu._is_vnni_supported() else 'without'} VNNI"
-    )
+    vnni = "with" if torch.cpu._is_vnni_supported() else "without"
     print(f"# How fast on a device's runtimes, and how heavy?\n\n{command_block(__doc__)}\n")
     print(
-        f"{SIZE} px, {THREADS} threads of {os.cpu_count()} cores of an x86 server ({processor}; no phone was at hand), all "
-        f"models by turns in one run: {options.turns} turns of {options.runs} photos after an unmeasured one. Times are the "
-        "median of the turns' medians, in brackets the fastest and the slowest turn; ratios are of the same turn, mean "
-        f"± deviation. {packages}, onnxruntime-web {RUNTIME_VERSION}, headless Chromium. Commit {commit()}.\n"
+        f"{SIZE} px, {THREADS} threads of {os.cpu_count()} cores of an x86 server "
+        f"({torch.backends.cpu.get_cpu_capability()}, {vnni} VNNI; no phone was at hand), all models by turns in one "
+        f"run: {options.turns} turns of {options.runs} photos after an unmeasured one. Times are the median of the "
+        "turns' medians, in brackets the fastest and the slowest turn; ratios are of the same turn, mean ± deviation. "
+        f"{packages}, onnxruntime-web {RUNTIME_VERSION}, headless Chromium. Commit {commit()}.\n"
     )
     print("\n".join(speeds(subjects)))
     print("\n## What int8 costs\n\nL1 to the teacher's edits on unseen pairs.\n\n" + "\n".join(losses(subjects)))
