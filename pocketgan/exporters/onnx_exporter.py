@@ -30,6 +30,7 @@ from pocketgan.exporters.exporter import (
 )
 from pocketgan.exporters.onnx_lint import lint_onnx
 from pocketgan.exporters.quiet import quiet
+from pocketgan.exporters.rewrites import widen_few_outputs
 from pocketgan.files import write_whole
 
 # what PyTorch's exporter, with onnxscript's conversion between versions, can write
@@ -114,6 +115,7 @@ class OnnxExporter(Exporter):
         # torch.export takes a dimension of one for a constant: hence two photos, larger than one divisor
         side = size + size_divisor if options.dynamic_size else size
         exported = _with_native_norms(deployable(network))
+        widen_few_outputs(exported, keep_weights=not optimize)
         try:
             program = torch.onnx.export(
                 with_pixels(in_half(exported) if options.precision == "fp16" else exported, options.pixels),

@@ -41,9 +41,10 @@ _TAKEN = {
         """.split()  # noqa: SIM905  a table, not a column
     ),
 }
-_OF_SHAPES = frozenset({"Constant", "Shape"})
+_MODES = frozenset({"DepthToSpace", "Pad"})
 _REMEDIES = {
     "Attention": "--opset 20, where it is matrix products and a softmax",
+    "DepthToSpace": "--fixed_size for Core ML",
     "ConvTranspose": "nearest upsampling and a convolution, as E2GANGenerator has",
     "GroupNormalization": "instance norm over the groups and a 1×1 depthwise convolution",
     "InstanceNormalization": "training with --model.generator.norm BatchNorm, which folds into the convolution",
@@ -63,13 +64,15 @@ def lint_onnx(model: Any, network: nn.Module) -> list[LintFinding]:
     Returns:
         One finding a kind of operation, what is left before what was replaced.
     """
-    sizes = _sizes(model)
+    # arithmetic on sizes is of few numbers, and the CPU's anyway; what is of weights alone is computed once
+    exempt = _sizes(model) | _constants(model)
     counts: Counter[tuple[str, str]] = Counter()
     for node in model.graph.node:
-        # arithmetic on sizes is of few numbers, and the CPU's anyway
-        if node.op_type not in _OF_SHAPES and not sizes.issuperset(node.output):
-            mode = next((attribute.s.decode() for attribute in node.attribute if attribute.name == "mode"), "constant")
-            counts[node.op_type, mode if node.op_type == "Pad" else ""] += 1
+        if node.op_type != "Shape" and not exempt.issuperset(node.output):
+            mode = next((attribute.s.decode() for attribute in node.attribute if attribute.name == "mode"), "")
+            if node.op_type == "Pad":
+                mode = mode or "constant"
+            counts[node.op_type, mode if node.op_type in _MODES else ""] += 1
     findings = [
         LintFinding(f"{operation} ({mode})" if mode else operation, number, why, _remedy(operation), applied=False)
         for (operation, mode), number in sorted(counts.items())
@@ -95,10 +98,21 @@ def _sizes(model: Any) -> set[str]:
     }
 
 
+def _constants(model: Any) -> set[str]:
+    """Names of the values that no photo changes."""
+    known = {held.name for held in model.graph.initializer} | {""}  # an input that is left out has no name
+    for node in model.graph.node:  # each after those that it reads
+        if known.issuperset(node.input):
+            known.update(node.output)
+    return known
+
+
 def _cost(operation: str, mode: str) -> str:
     """Why an operation is none for the accelerators; empty if all take it."""
     if operation == "Pad" and mode != "constant":
         return "NNAPI pads with constants alone, and Core ML not at all; elsewhere a pass over the map of its own"
+    if operation == "DepthToSpace" and mode == "CRD":
+        return "NNAPI takes DCR alone, and Core ML takes CRD at a fixed size: else the map goes to the CPU and back"
     lacking = _lacking(operation)
     return f"no kernel in {', '.join(lacking)}: the map goes to the CPU and back" if lacking else ""
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 MERGED_UPSAMPLING = "upsample_nearest2d"
@@ -65,6 +66,52 @@ def merge_upsamplings(network: nn.Module) -> int:
     return number
 
 
+class _FewOutputs(nn.Module):
+    """A convolution of few output channels as one of four times as many that steps over two pixels, and a shuffle.
+
+    Processors compute output channels side by side in vectors, which three leave half empty and more. Each of four
+    neighbouring pixels gets a kernel of its own, one wider and higher: the products grow by (k + 1)² / k², the vectors
+    fill. ONNX Runtime takes a third of the time for the 7×7 of a generator's head, in float32 as in int8.
+
+    Args:
+        convolution: To stand for.
+        keep_weights: Compute the four kernels from ``weight`` while running, so that it can still be exchanged.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, keep_weights: bool) -> None:
+        super().__init__()
+        self.weight, self.bias = convolution.weight, convolution.bias
+        self.padding, self.keep_weights = convolution.kernel_size[0] // 2, keep_weights
+        if not keep_weights:
+            self.windows = nn.Parameter(self._windows().detach(), requires_grad=False)
+
+    def _windows(self) -> Tensor:
+        shifted = [F.pad(self.weight, (right, 1 - right, down, 1 - down)) for down in (0, 1) for right in (0, 1)]
+        return torch.stack(shifted, 1).flatten(0, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Convolve features (B, C, H, W)."""
+        if not all(statically_known_true(side % 2 == 0) for side in features.shape[-2:]):
+            return F.conv2d(features, self.weight, self.bias, padding=self.padding)
+        windows = self._windows() if self.keep_weights else self.windows
+        bias = None if self.bias is None else self.bias[:, None].expand(-1, 4).flatten()
+        return F.pixel_shuffle(F.conv2d(features, windows, bias, stride=2, padding=self.padding), 2)
+
+
+def widen_few_outputs(network: nn.Module, keep_weights: bool) -> None:
+    """Have large convolutions of few output channels compute four pixels at a time, in place; see ``_FewOutputs``.
+
+    Args:
+        network: Its equal is exported at even heights and widths; what is odd, or not known, is computed as before.
+        keep_weights: Weights stay as they are, to be exchanged later.
+    """
+    for name, module in list(network.named_modules()):
+        if not isinstance(module, nn.Conv2d) or module.out_channels > 4 or not _keeps_size(module):
+            continue
+        if module.kernel_size[0] >= 5:  # below, the products grow as much as the vectors fill
+            network.set_submodule(name, _FewOutputs(module, keep_weights))
+
+
 def _neighbours(network: nn.Module) -> list[tuple[nn.Sequential, str, str]]:
     # a subclass may run its modules in another order
     sequences = [module for module in network.modules() if type(module) is nn.Sequential]
@@ -85,10 +132,17 @@ def _doubles(module: nn.Module) -> bool:
 
 
 def _is_plain_3_by_3(convolution: nn.Conv2d) -> bool:
+    return convolution.kernel_size == (3, 3) and _keeps_size(convolution)
+
+
+def _keeps_size(convolution: nn.Conv2d) -> bool:
+    """Whether a kernel of odd sides goes over every pixel, zeros around."""
+    side = convolution.kernel_size[0]
     return (
-        convolution.kernel_size == (3, 3)
+        convolution.kernel_size == (side, side)
+        and side % 2 == 1
         and convolution.stride == (1, 1)
-        and convolution.padding in ((1, 1), "same")
+        and convolution.padding in ((side // 2, side // 2), "same")
         and convolution.dilation == (1, 1)
         and convolution.groups == 1
         and convolution.padding_mode == "zeros"

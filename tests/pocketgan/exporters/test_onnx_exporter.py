@@ -72,6 +72,21 @@ def test_networks_of_other_divisors_and_the_earlier_opset(tmp_path, size_divisor
     assert compare(network, exporter.load(tmp_path / "model.onnx"), photos).max_difference < 1e-5
 
 
+@pytest.mark.parametrize(("outputs", "bias"), [(1, True), (3, False), (4, True)])
+def test_few_outputs_are_computed_four_pixels_at_a_time(tmp_path, outputs, bias):
+    torch.manual_seed(0)
+    head = nn.Conv2d(8, outputs, 7, padding=3, bias=bias)
+    halved = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Upsample(scale_factor=2), head)
+    whole = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), head)  # whose photos may be of an odd size
+    for network, size_divisor, shuffles in ((halved, 4, 1), (whole, 1, 0)):
+        OnnxExporter().export(network, tmp_path / "model.onnx", {}, 16, size_divisor)
+        graph = onnx.load(tmp_path / "model.onnx").graph
+        assert sum(node.op_type == "DepthToSpace" for node in graph.node) == shuffles
+        model = OnnxExporter().load(tmp_path / "model.onnx")
+        assert compare(network, model, photos_of((2, 3, 24, 24), (1, 3, 40, 24))).max_difference < 1e-5
+    assert compare(whole, model, photos_of((1, 3, 23, 17))).max_difference < 1e-5
+
+
 @pytest.mark.parametrize("opset", [11, 17, 26])
 def test_an_opset_that_pytorch_does_not_export_is_refused(opset):
     with pytest.raises(ValueError, match=f"opset is {opset}, but PyTorch exports 18 to 25"):
