@@ -5,6 +5,7 @@ python -m benchmarks.device --base runs/wide --student runs/student --pack-base 
 
 import argparse
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -109,7 +110,7 @@ def browser_page(folder: Path) -> Iterator[Any]:
     (folder / "index.html").write_text("<!doctype html><title>benchmark</title>")
     with page_server(folder, 0) as server, sync_playwright() as playwright:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=list(CHROMIUM))
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=list(CHROMIUM))
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{server.server_port}/")
         yield page

@@ -1,18 +1,29 @@
 """What lies beside exported models: their figures, a model card, digests."""
 
 import json
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pocketgan.device_gate import MEASURED
 from pocketgan.exporters.concept_pack import PACK_FILE_NAME, check_digest, read_pack
 from pocketgan.files import sha256_of, whole_files, write_whole
+from pocketgan.web_page_files import RUNTIME_VERSION
 
 CARD_FILE_NAME = "model_card.md"
 DIGESTS_FILE_NAME = "SHA256SUMS"
-_PACKAGES = ("pocketgan", "torch", "onnx", "onnxruntime", "executorch", "torchao", "coremltools", "litert-torch")
+_PACKAGES = (
+    "pocketgan", "torch", "onnx", "onnxscript", "onnxruntime", "executorch", "torchao", "coremltools", "litert-torch",
+    "ai-edge-litert", "ai-edge-quantizer",
+)  # fmt: skip
+# of figures
+_NEEDED = frozenset(
+    {"concept", "prompt", "target", "precision", "pixels", "bytes", "lint", "origin", "versions", "sha256", "size",
+     "threads", *MEASURED}
+)  # fmt: skip
 
 
 def figures_file(model: Path) -> Path:
@@ -86,6 +97,15 @@ def _complete(built: Path, folder: Path) -> set[str]:
     return gone
 
 
+def versions() -> dict[str, str]:
+    """Versions of what is installed here of all that exports and runs models, and of the page's runtime."""
+    found = {"onnxruntime-web": RUNTIME_VERSION}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
 def write_figures(model: Path, figures: dict[str, Any]) -> None:
     """Write what was measured of a model beside it."""
     write_whole(figures_file(model), json.dumps(figures, indent=2).encode())
@@ -113,10 +133,15 @@ def _models(folder: Path) -> dict[str, dict[str, Any]]:
     every = {}
     for file in sorted(folder.glob("*.json")):
         model = file.with_suffix("")
-        if model.exists():
-            figures = json.loads(file.read_text())
-            if isinstance(figures, dict) and {"concept", "target", "sha256", "origin"} <= figures.keys():
-                every[model.name] = figures
+        if not model.exists():
+            continue
+        try:
+            figures = json.loads(file.read_bytes())
+        except ValueError as error:
+            warnings.warn(f"{CARD_FILE_NAME} lacks {model.name}: {file} is damaged ({error})", stacklevel=2)
+            continue
+        if isinstance(figures, dict) and figures.keys() >= _NEEDED:
+            every[model.name] = figures
     return every
 
 
@@ -153,7 +178,7 @@ def _card(every: dict[str, dict[str, Any]]) -> str:
             _number(figures["median_ms"], ".1f"),
             _number(figures["p95_ms"], ".1f"),
             _number(figures["peak_memory_mib"], ".0f"),
-            f"{figures['size']} px, {figures['threads']} threads",
+            "" if figures["median_ms"] is None else f"{figures['size']} px, {figures['threads']} threads",
         ]
         for name, figures in every.items()
     ]
@@ -163,15 +188,11 @@ def _card(every: dict[str, dict[str, Any]]) -> str:
     ]  # fmt: skip
     lint = [f"- {name}: {line}" for name, figures in every.items() for line in lint_lines(figures["lint"])]
     excluded = [
-        f"- {name}: {_rounding(figures['calibration_photos'])}; in float32 stay "
+        f"- {name}: {_rounding(figures['calibration_photos'])}; not rounded are "
         f"{', '.join(figures['excluded']) or 'no layers'}" + _fine_tuning(figures.get("fine_tuned"))
         for name, figures in every.items()
         if "excluded" in figures
     ]
-    origins: dict[tuple[str, ...], list[str]] = {}
-    for name, figures in every.items():
-        origins.setdefault(tuple(f"{key}: {value}" for key, value in figures["origin"].items()), []).append(name)
-    origin = [f"{', '.join(names)}:\n\n" + "\n".join(f"- {line}" for line in lines) for lines, names in origins.items()]
     digests = [f"- {name}: `{digest}`" for figures in every.values() for name, digest in figures["sha256"].items()]
     sections = [
         "# Model card",
@@ -179,7 +200,7 @@ def _card(every: dict[str, dict[str, Any]]) -> str:
         "## Concepts",
         "\n".join(f"- {concept}: {prompt}" for concept, prompt in concepts.items()),
         "## Origin and licences",
-        *origin,
+        *_by_model(every, "origin"),
         "What may be done with the weights follows from these licences. The code is pocketgan's, Apache-2.0.",
         "## Files",
         _table(head, rows),
@@ -193,9 +214,17 @@ def _card(every: dict[str, dict[str, Any]]) -> str:
         "\n".join(digests),
         "`SHA256SUMS` lists every file here: `sha256sum -c SHA256SUMS`.",
         "## Versions",
-        ", ".join(f"{package} {found}" for package in _PACKAGES if (found := _version(package))),
+        *_by_model(every, "versions"),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _by_model(every: dict[str, dict[str, Any]], key: str) -> list[str]:
+    """What figures say under a key, once for all models of which it holds."""
+    models: dict[tuple[str, ...], list[str]] = {}
+    for name, figures in every.items():
+        models.setdefault(tuple(f"- {entry}: {value}" for entry, value in figures[key].items()), []).append(name)
+    return [f"{', '.join(names)}:\n\n" + "\n".join(lines) for lines, names in models.items()]
 
 
 def _rounding(calibration_photos: int) -> str:
@@ -214,13 +243,6 @@ def _fine_tuning(tuned: dict[str, Any] | None) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

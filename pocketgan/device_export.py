@@ -1,5 +1,6 @@
 """A run turned into a bundle for a device: exported, checked against PyTorch on photos, timed, described."""
 
+import math
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pocketgan.device_bundle import bundle_files, digests_of, lint_lines, write_figures
+from pocketgan.device_bundle import bundle_files, digests_of, lint_lines, versions, write_figures
 from pocketgan.device_gate import CHECK_PHOTOS, MEASURED, RunPairs, check_figures, figures_of, l1_to_edits
 from pocketgan.exporters import (
     EXPORTERS,
@@ -23,6 +24,7 @@ from pocketgan.exporters import (
 )
 from pocketgan.exporters.concept_pack import GRAPH_FILE_NAME, WEIGHTS_FILE_NAME, ConceptPack, write_pack
 from pocketgan.exporters.quantization import find_sensitive_layers, int8_error
+from pocketgan.exporters.quantization_aware import check_fine_tuning, fine_tune_for_int8
 from pocketgan.pair_files import Split
 from pocketgan.web_page_files import write_web_page
 
@@ -79,6 +81,16 @@ class ExportRequest:
             raise ValueError(
                 f"fine_tune_images is {self.fine_tune_images} and threads {self.threads}; give 0 or more, and 1 or more"
             )
+        if not 0 <= self.largest_l1_increase < math.inf or (self.size is not None and self.size < 1):
+            raise ValueError(
+                f"largest_l1_increase is {self.largest_l1_increase} and size {self.size}; give a share of 0 or "
+                "more, and pixels"
+            )
+        if self.fine_tune_images and not EXPORTERS[self.target].scheme.activations:
+            raise ValueError(
+                f"fine-tuning is for activations in int8, and {self.target} rounds weights alone; leave "
+                "--fine_tune_images out"
+            )
         given = [
             name for name in ("calibration", "fine_tune_images") if getattr(self, name) and self.precision != "int8"
         ]
@@ -134,8 +146,10 @@ def export_run(run: Path, out: Path, request: ExportRequest, concept: str | None
     model = load_run(run)
     concept = choose_concept(concept, model.concepts, run)
     exporter.check_tools()
+    if request.fine_tune_images:
+        check_fine_tuning()
     size = _size(model, run, request)
-    pairs = pairs_of(run, concept, size)
+    pairs = pairs_of(run, concept, *_sizes_of_pairs(run, exporter, request, size))
     network, photos = model.deployed(concept), _check_photos(request, size)
     options, chosen = options_for(network, exporter, request, pairs, size)
     if options.precision == "int8" and request.fine_tune_images:
@@ -167,6 +181,7 @@ def export_run(run: Path, out: Path, request: ExportRequest, concept: str | None
             "bytes": _bytes(file),
             "lint": [finding._asdict() for finding in lint],
             "origin": _origin(run, request.photo_licence),
+            "versions": versions(),
             "sha256": digests_of(file),
         }
         write_figures(file, figures)
@@ -222,10 +237,12 @@ def export_pack(base: Path, adapters: list[Path], out: Path, request: ExportRequ
             size,
             trained.generator.size_divisor,
             dynamic_size=request.dynamic_size,
-            opset=exporter.opset,
+            exporter=exporter,
             title=f"pocketgan: {base.name}",
         )
         pack = ConceptPack(built)
+        # every concept's graph is the same
+        memory = measure_peak_memory("onnx", built, size, request.threads, concepts[0].name)
         every = []
         for concept in concepts:
             model.use(concept.name)
@@ -240,19 +257,20 @@ def export_pack(base: Path, adapters: list[Path], out: Path, request: ExportRequ
                 **figures_of(
                     pack.open(concept.name, request.threads),
                     model,
-                    model,
+                    load_run(run).deployed(concept.name),
                     photos,
-                    pairs_of(run, concept.name, size).held_out,
+                    pairs_of(run, concept.name, *_sizes_of_pairs(run, exporter, request, size)).held_out,
                     size,
                 ),
             }
             check_figures(figures, "fp32", "uint8", request.largest_l1_increase, file)
             figures |= {
-                "peak_memory_mib": measure_peak_memory("onnx", built, size, request.threads, concept.name),
+                "peak_memory_mib": memory,
                 "bytes": _bytes(file),
                 "base_bytes": sum(_bytes(built / name) for name in (GRAPH_FILE_NAME, WEIGHTS_FILE_NAME)),
                 "lint": [finding._asdict() for finding in lint],
                 "origin": _origin(run, request.photo_licence),
+                "versions": versions(),
                 "sha256": digests_of(file),
             }
             write_figures(file, figures)
@@ -282,9 +300,17 @@ def _size(model: "PairedGAN", run: Path, request: ExportRequest) -> int:
     from lightning_modules import trained_data_of
 
     trained: int = trained_data_of(run)["size"]
-    size = request.size or trained
+    size = trained if request.size is None else request.size
     model.generator.check_size(size, size)
     return size
+
+
+def _sizes_of_pairs(run: Path, exporter: Exporter, request: ExportRequest, size: int) -> list[int]:
+    """At which sizes the task may be measured: the exported, and for a model of any size the trained."""
+    from lightning_modules import trained_data_of
+
+    any_size = exporter.any_size and request.dynamic_size
+    return [size, trained_data_of(run)["size"]] if any_size else [size]
 
 
 def _photos(folder: Path | None, size: int, limit: int) -> list[Tensor]:
@@ -305,8 +331,14 @@ def _check_photos(request: ExportRequest, size: int) -> list[Tensor]:
     return photos
 
 
-def pairs_of(run: Path, concept: str, size: int) -> RunPairs:
-    """Pictures of the pairs that a run was trained on; none, with a warning, where they are no longer there."""
+def pairs_of(run: Path, concept: str, *sizes: int) -> RunPairs:
+    """Pictures of the pairs that a run was trained on; none, with a warning, where they are no longer there.
+
+    Args:
+        run: Run folder.
+        concept: Of the pairs.
+        sizes: Pixels a side; the first that the pairs have.
+    """
     from datamodules import PairBatches
     from lightning_modules import read_config
 
@@ -314,15 +346,19 @@ def pairs_of(run: Path, concept: str, size: int) -> RunPairs:
     classes = {each.__name__: each for each in PairBatches.__subclasses__()}
     name, arguments = data["class_path"].rsplit(".", 1)[-1], data["init_args"]
     known = ("root", "split", "seed", "cache")
-    try:
-        if name not in classes:
-            raise ValueError(f"the run's pairs came from {name}; known are {', '.join(classes)}")
-        pairs = classes[name](
-            concepts=[concept], size=size, **{key: arguments[key] for key in known if key in arguments}
-        )
-        pairs.setup("fit")
-    except (FileNotFoundError, ValueError) as error:
-        warnings.warn(f"the L1 to the teacher's edits is not measured: {error}", stacklevel=2)
+    refusals: list[Exception] = []
+    for size in sizes:
+        try:
+            if name not in classes:
+                raise ValueError(f"the run's pairs came from {name}; known are {', '.join(classes)}")
+            given = {key: arguments[key] for key in known if key in arguments}
+            pairs = classes[name](concepts=[concept], size=size, **given)
+            pairs.setup("fit")
+            break
+        except (FileNotFoundError, ValueError) as error:
+            refusals.append(error)
+    else:
+        warnings.warn(f"the L1 to the teacher's edits is not measured: {refusals[0]}", stacklevel=2)
         return RunPairs([], [])
     split: Split = "test" if len(pairs.datasets["test"]) else "val"
     return RunPairs(
@@ -384,12 +420,6 @@ def _fine_tuned(
     network: nn.Module, exporter: Exporter, options: ExportOptions, images: int, pairs: RunPairs
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The network fine-tuned for int8, or as it was where that came out worse; and both errors."""
-    from pocketgan.exporters.quantization_aware import fine_tune_for_int8
-
-    if not options.calibration:
-        raise ValueError(
-            "fine-tuning is for activations in int8, and this target rounds weights alone; leave --fine_tune_images out"
-        )
     reference, photos = network.cpu().float(), list(options.calibration)
     tuned = fine_tune_for_int8(reference, options, images)
     judged = _judged(reference, pairs, photos)
@@ -453,5 +483,5 @@ def describe(exported: Exported) -> str:
             f"{figures['p95_ms']:.1f} ms{memory}"
         )
     if "excluded" in figures:
-        parts.append(f"in float32 stay {', '.join(figures['excluded']) or 'no layers'}")
+        parts.append(f"not rounded are {', '.join(figures['excluded']) or 'no layers'}")
     return "\n".join(["; ".join(parts), *(f"  {line}" for line in lint_lines(figures["lint"]))])

@@ -35,7 +35,7 @@ _LEVEL_LIMIT = Limit(1.5 / 127.5, 45)
 
 
 class RunPairs(NamedTuple):
-    """Of the run's pair set, at the exported size.
+    """Of the run's pair set, at the exported size, or at the trained one where the pairs are smaller.
 
     Attributes:
         training: Photos (1, 3, S, S) of the training side.

@@ -83,7 +83,9 @@ def whole_files(folder: Path) -> Iterator[Path]:
     """
     with explained_write_error(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        made = TemporaryDirectory(prefix=f".{folder.name}.", suffix=TEMPORARY_SUFFIX, dir=folder.parent)
+        # a folder that exists may be another disk's
+        beside = folder if folder.is_dir() else folder.parent
+        made = TemporaryDirectory(prefix=f".{folder.name}.", suffix=TEMPORARY_SUFFIX, dir=beside)
     with explained_write_error(folder), made as temporary:
         yield Path(temporary)
         files = sorted(path for path in Path(temporary).rglob("*") if path.is_file())

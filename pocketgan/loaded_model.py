@@ -1,12 +1,11 @@
 """A trained or exported model opened for use from Python."""
 
 import functools
-import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from PIL import Image
 
@@ -115,7 +114,6 @@ def _pack(folder: Path, threads: int | None, device: str, concept: str | None = 
     from pocketgan.exporters.concept_pack import ConceptPack
 
     _check_device(folder, device)
-    _listing(folder)
     pack = ConceptPack(folder)
 
     def editor(concept: str) -> Editor:
@@ -125,38 +123,22 @@ def _pack(folder: Path, threads: int | None, device: str, concept: str | None = 
     return LoadedModel(folder, pack.concepts if concept is None else [concept], editor)
 
 
-def _listing(folder: Path) -> dict[str, Any]:
-    """What a pack says of itself.
-
-    Raises:
-        ValueError: It is damaged.
-    """
-    from pocketgan.exporters.concept_pack import PACK_FILE_NAME
-
-    file = folder / PACK_FILE_NAME
-    try:
-        listing = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); copy the folder again, or export again") from error
-    if not isinstance(listing, dict) or not isinstance(listing.get("concepts", []), list):
-        raise ValueError(f"{file} describes no pack; copy the folder again, or export again")
-    return listing
-
-
 def _part_of_pack(file: Path, threads: int | None, device: str) -> LoadedModel | None:
     """The pack at the concept that a file of it is; None for a file that is a model of its own.
 
     Raises:
         ValueError: The pack is damaged, or the file is a part that all of its concepts share.
     """
-    listing = _listing(file.parent)
-    concept_of = {entry.get("file"): entry.get("name") for entry in listing.get("concepts", [])}
+    from pocketgan.exporters.concept_pack import read_pack
+
+    listing = read_pack(file.parent)
+    concept_of = {entry["file"]: entry["name"] for entry in listing["concepts"]}
     if file.name in concept_of:
         return _pack(file.parent, threads, device, concept_of[file.name])
-    if listing.get("weights") and file.name in {listing.get("graph"), listing["weights"]}:
+    if listing["weights"] is not None and file.name in {listing["graph"], listing["weights"]}:
         raise ValueError(
             f"{file} is a part of a pack; give the folder {file.parent}, and choose a concept with --concept: "
-            f"{', '.join(map(str, concept_of.values()))}"
+            f"{', '.join(concept_of.values())}"
         )
     return None
 
@@ -172,7 +154,7 @@ def _exported(file: Path, threads: int | None, device: str) -> LoadedModel:
     from pocketgan.exporters import EXPORTERS
 
     _check_device(file, device)
-    by_suffix = {exporter.suffix: exporter for exporter in EXPORTERS.values()}
+    by_suffix = {exporter.suffix: exporter for exporter in reversed(EXPORTERS.values())}  # the web's is ONNX's, too
     if file.suffix not in by_suffix:
         raise ValueError(f"{file} is no exported model; those end in {', '.join(by_suffix)}")
     check_bundled(file)

@@ -49,7 +49,7 @@ def write_pack(
     size_divisor: int,
     *,
     dynamic_size: bool = True,
-    opset: int = 23,
+    exporter: OnnxExporter | None = None,
     title: str = "",
 ) -> list[LintFinding]:
     """Write a base once and what each concept changes in it.
@@ -66,7 +66,7 @@ def write_pack(
         size: Pixels a side that the base was trained at.
         size_divisor: Height and width must be multiples of this many pixels.
         dynamic_size: Any size that the divisor divides, else ``size`` alone.
-        opset: ONNX's operator set.
+        exporter: Writes the graph; ``OnnxExporter()`` if None.
         title: Of the page that shows it.
 
     Returns:
@@ -77,6 +77,7 @@ def write_pack(
         ValueError: There is no concept, one is unknown, two are alike or would share a file, or prompts differ in their
             number of tokens.
     """
+    exporter = exporter or OnnxExporter()
     names = [concept.name for concept in concepts]
     if not names or len(set(map(_file_name, names))) < len(names):
         raise ValueError(
@@ -90,7 +91,7 @@ def write_pack(
         raise ValueError(f"prompts of one pack must have equally many tokens, but these have: {listed}")
     base = _OnTokens(model.base, changes[names[0]].tokens).eval()
     options = ExportOptions(pixels="uint8", dynamic_size=dynamic_size)
-    graph = OnnxExporter(opset).converted(base, size, size_divisor, options, optimize=False)
+    graph = exporter.converted(base, size, size_divisor, options, optimize=False)
     initializers = {_module_name(held.name): held for held in graph.graph.initializer}
     files = {name: _tensors(change, initializers) for name, change in changes.items()}
     changed = {key.removesuffix(_LORA_A).removesuffix(_LORA_B) for tensors in files.values() for key in tensors}
@@ -119,7 +120,7 @@ def write_pack(
             "sha256": {name: sha256_of(temporary / name) for name in written},
         }
         (temporary / PACK_FILE_NAME).write_text(json.dumps(pack, indent=2))
-    return lint_onnx(graph, model.base)
+    return lint_onnx(graph, model.base, exporter.providers)
 
 
 def describe_single(file: Path, concept: PackedConcept, exported: ExportedModel, title: str = "") -> None:
@@ -223,6 +224,17 @@ class ConceptPack:
         return weights
 
 
+_ENTRIES: dict[str, type] = {
+    "sha256": dict,
+    "changing": dict,
+    "concepts": list,
+    "graph": str,
+    "size": int,
+    "size_divisor": int,
+    "dynamic_size": bool,
+}
+
+
 def read_pack(folder: Path) -> dict[str, Any]:
     """What the ``pack.json`` of a folder says; see ``ConceptPack``."""
     listing = folder / PACK_FILE_NAME
@@ -235,6 +247,18 @@ def read_pack(folder: Path) -> dict[str, Any]:
     found = {key: pack.get(key) for key in _FORMAT} if isinstance(pack, dict) else {}
     if found != _FORMAT:
         raise ValueError(f"{listing} says {found}, but {_FORMAT} is needed; export it with this version")
+    damaged = ValueError(f"{listing} is damaged; copy the whole folder again, or export again")
+    try:
+        whole = all(isinstance(pack[key], kind) for key, kind in _ENTRIES.items())
+        entries = pack["concepts"]
+        names = [*pack["sha256"], pack["graph"], pack["weights"] or "", *(entry["file"] or "" for entry in entries)]
+        # a name that leads elsewhere is none of a pack's
+        whole &= all(Path(name).name == name for name in names)
+        whole &= all(isinstance(entry["name"], str) for entry in entries)
+    except (KeyError, TypeError) as error:
+        raise damaged from error
+    if not whole:
+        raise damaged
     return pack
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import sys
 from collections import Counter
@@ -191,13 +192,17 @@ def _quantised(model: Any, options: ExportOptions) -> Any:
     config = optimize.OpLinearQuantizerConfig(
         mode="linear_symmetric", dtype="int8", granularity="per_channel", weight_threshold=512
     )
-    # a weight's operation is named after its module
-    prefixes = tuple(f"{name.replace('.', '_')}_" for name in options.excluded)
-    weights = [
-        operation.name
-        for operation in model._mil_program.functions["main"].operations
-        if operation.op_type == "const" and operation.name.startswith(prefixes or ("\0",))
+    constants = [
+        operation.name for operation in model._mil_program.functions["main"].operations if operation.op_type == "const"
     ]
+    weights = []
+    for module in options.excluded:
+        # torch.export names a weight after its module, wherever a wrapper holds that
+        pattern = re.compile(rf"p_(network_)?{re.escape(module.replace('.', '_'))}_weight(_|$)")
+        found = [name for name in constants if pattern.match(name)]
+        if not found:
+            raise ValueError(f"cannot exclude {module}: the Core ML model has no weight of that name")
+        weights += found
     return optimize.linear_quantize_weights(
         model, optimize.OptimizationConfig(global_config=config, op_name_configs=dict.fromkeys(weights))
     )

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from types import ModuleType
@@ -201,31 +203,40 @@ class _ExecuTorchModel(ExportedModel):
 def _quantised(program: torch.export.ExportedProgram, options: ExportOptions) -> nn.Module:
     quantizers = _require("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
     pt2e = _require("torchao.quantization.pt2e.quantize_pt2e")
-    aten = torch.ops.aten
-    quantised = {
-        aten.conv2d.default,
-        aten.conv_transpose2d.input,
-        aten.linear.default,
-        aten.relu.default,
-        aten.add.Tensor,
-    }
-
-    def is_quantised(node: torch.fx.Node) -> bool:
-        if node.op != "call_function":
-            return True  # a weight goes with its operation
-        stack = [(str(name), str(kind)) for name, kind in node.meta.get("nn_module_stack", {}).values()]
-        inside = any(_is_within(name, excluded) for name, _ in stack for excluded in options.excluded)
-        return node.target in quantised and not inside and not any("Norm" in kind for _, kind in stack)
-
     quantizer = quantizers.XNNPACKQuantizer()
     quantizer.set_global(quantizers.get_symmetric_quantization_config(is_per_channel=True))
-    quantizer.set_filter_function(is_quantised)
+    quantizer.set_filter_function(partial(is_quantised, options.excluded))
     prepared = pt2e.prepare_pt2e(program.module(), quantizer)
     with torch.no_grad():
         for photo in calibration_photos(dataclasses.replace(options, pixels="float32")):
             prepared(photo)
     converted: nn.Module = pt2e.convert_pt2e(prepared)
     return converted
+
+
+_QUANTISED = frozenset(
+    {
+        torch.ops.aten.conv2d.default,
+        torch.ops.aten.conv_transpose2d.input,
+        torch.ops.aten.linear.default,
+        torch.ops.aten.relu.default,
+        torch.ops.aten.add.Tensor,
+    }
+)
+
+
+def is_quantised(excluded: Sequence[str], node: torch.fx.Node) -> bool:
+    """Whether int8 takes a node of an exported network: a convolution, a product with weights, a ReLU, a sum.
+
+    Args:
+        excluded: Modules whose nodes it leaves.
+        node: Of the graph before decomposition.
+    """
+    if node.op != "call_function":
+        return True  # a weight goes with its operation
+    stack = [(str(name), str(kind)) for name, kind in node.meta.get("nn_module_stack", {}).values()]
+    inside = any(_is_within(name, module) for name, _ in stack for module in excluded)
+    return node.target in _QUANTISED and not inside and not any("Norm" in kind for _, kind in stack)
 
 
 def _is_within(name: str, module: str) -> bool:

@@ -168,11 +168,13 @@ class Exporter(ABC):
 
     Attributes:
         suffix: How its files end.
+        any_size: Its models may take any size that ``size_divisor`` divides.
         own_pixels: What its models take and give where nothing else is asked for.
         scheme: What its int8 rounds.
     """
 
     suffix: ClassVar[str]
+    any_size: ClassVar[bool] = False
     own_pixels: ClassVar[Pixels] = "float32"
     scheme: ClassVar[Int8Scheme] = Int8Scheme()
 

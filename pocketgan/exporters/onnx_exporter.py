@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from pocketgan.exporters.exporter import (
     thread_count,
     with_pixels,
 )
-from pocketgan.exporters.onnx_lint import lint_onnx
+from pocketgan.exporters.onnx_lint import PROVIDERS, lint_onnx
 from pocketgan.exporters.quiet import quiet
 from pocketgan.exporters.rewrites import widen_few_outputs
 from pocketgan.files import write_whole
@@ -50,9 +50,12 @@ class OnnxExporter(Exporter):
     """
 
     suffix = ".onnx"
+    any_size = True
     # x86 without VNNI adds two products in 16 bits, which weights of 8 bits would overflow
     # (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html)
     scheme = Int8Scheme(weight_bits=7)
+    # whose operations the lint asks for
+    providers: ClassVar[tuple[str, ...]] = PROVIDERS
 
     def __init__(self, opset: int = 23) -> None:
         if opset not in OPSETS:
@@ -82,7 +85,7 @@ class OnnxExporter(Exporter):
         onnx.checker.check_model(model, full_check=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, model.SerializeToString())
-        return lint_onnx(model, network)
+        return lint_onnx(model, network, self.providers)
 
     def converted(
         self, network: nn.Module, size: int, size_divisor: int, options: ExportOptions, optimize: bool = True

@@ -1,6 +1,7 @@
 """Operations of an ONNX model that leave an accelerator."""
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -41,10 +42,11 @@ _TAKEN = {
         """.split()  # noqa: SIM905  a table, not a column
     ),
 }
+PROVIDERS = tuple(_TAKEN)
 _MODES = frozenset({"DepthToSpace", "Pad"})
 _REMEDIES = {
     "Attention": "--opset 20, where it is matrix products and a softmax",
-    "DepthToSpace": "--fixed_size for Core ML",
+    "DepthToSpace": "--fixed_size for Core ML, another shuffle for NNAPI",
     "ConvTranspose": "nearest upsampling and a convolution, as E2GANGenerator has",
     "GroupNormalization": "instance norm over the groups and a 1×1 depthwise convolution",
     "InstanceNormalization": "training with --model.generator.norm BatchNorm, which folds into the convolution",
@@ -54,12 +56,13 @@ _REMEDIES = {
 }
 
 
-def lint_onnx(model: Any, network: nn.Module) -> list[LintFinding]:
+def lint_onnx(model: Any, network: nn.Module, providers: Collection[str] = PROVIDERS) -> list[LintFinding]:
     """Find the operations that ONNX Runtime's accelerated providers hand to the CPU, or have slow kernels for.
 
     Args:
         model: ``onnx.ModelProto``.
         network: What it was made of: tells which rewrites were applied.
+        providers: Those of ``PROVIDERS`` that it may run on.
 
     Returns:
         One finding a kind of operation, what is left before what was replaced.
@@ -74,9 +77,11 @@ def lint_onnx(model: Any, network: nn.Module) -> list[LintFinding]:
                 mode = mode or "constant"
             counts[node.op_type, mode if node.op_type in _MODES else ""] += 1
     findings = [
-        LintFinding(f"{operation} ({mode})" if mode else operation, number, why, _remedy(operation), applied=False)
+        LintFinding(
+            f"{operation} ({mode})" if mode else operation, number, why, _remedy(operation, providers), applied=False
+        )
         for (operation, mode), number in sorted(counts.items())
-        if (why := _cost(operation, mode))
+        if (why := _cost(operation, mode, providers))
     ]
     if group_norms := sum(isinstance(module, nn.GroupNorm) for module in network.modules()):
         why = "ONNX Runtime computes it in single steps on the CPU; NNAPI and WebGPU have no kernel"
@@ -107,20 +112,22 @@ def _constants(model: Any) -> set[str]:
     return known
 
 
-def _cost(operation: str, mode: str) -> str:
+def _cost(operation: str, mode: str, providers: Collection[str]) -> str:
     """Why an operation is none for the accelerators; empty if all take it."""
+    phones = not {"NNAPI", "Core ML"}.isdisjoint(providers)
     if operation == "Pad" and mode != "constant":
-        return "NNAPI pads with constants alone, and Core ML not at all; elsewhere a pass over the map of its own"
-    if operation == "DepthToSpace" and mode == "CRD":
+        lacking = "NNAPI pads with constants alone, and Core ML not at all; elsewhere " if phones else ""
+        return f"{lacking}a pass over the map of its own"
+    if operation == "DepthToSpace" and mode == "CRD" and phones:
         return "NNAPI takes DCR alone, and Core ML takes CRD at a fixed size: else the map goes to the CPU and back"
-    lacking = _lacking(operation)
-    return f"no kernel in {', '.join(lacking)}: the map goes to the CPU and back" if lacking else ""
+    without = _lacking(operation, providers)
+    return f"no kernel in {', '.join(without)}: the map goes to the CPU and back" if without else ""
 
 
-def _remedy(operation: str) -> str:
-    having = [provider for provider in ("CPU", *_TAKEN) if provider not in _lacking(operation)]
+def _remedy(operation: str, providers: Collection[str]) -> str:
+    having = ["CPU", *(provider for provider in providers if provider not in _lacking(operation, providers))]
     return _REMEDIES.get(operation, f"a provider that has one ({', '.join(having)})")
 
 
-def _lacking(operation: str) -> list[str]:
-    return [provider for provider, taken in _TAKEN.items() if operation not in taken]
+def _lacking(operation: str, providers: Collection[str]) -> list[str]:
+    return [provider for provider in providers if operation not in _TAKEN[provider]]

@@ -1,14 +1,28 @@
 """A short fine-tune that makes a network's weights bear int8 (torchao's quantisation-aware training)."""
 
 import math
+from functools import partial
+from types import ModuleType
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pocketgan.exporters.executorch_exporter import is_quantised
 from pocketgan.exporters.exporter import ExportOptions, deployable, require
 
 _BATCH_SIZE = 2
+
+
+def check_fine_tuning() -> tuple[ModuleType, ModuleType]:
+    """The modules of torchao and ExecuTorch that the fine-tune needs.
+
+    Raises:
+        ImportError: One is not installed.
+    """
+    names = ("torchao.quantization.pt2e.quantize_pt2e", "executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
+    qat, xnnpack = (require(name, "Fine-tuning for int8", "executorch") for name in names)
+    return qat, xnnpack
 
 
 def fine_tune_for_int8(
@@ -36,8 +50,7 @@ def fine_tune_for_int8(
     Raises:
         ImportError: ExecuTorch or torchao is not installed.
     """
-    qat = require("torchao.quantization.pt2e.quantize_pt2e", "Fine-tuning for int8", "executorch")
-    xnnpack = require("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", "Fine-tuning for int8", "executorch")
+    qat, xnnpack = check_fine_tuning()
     tuned = deployable(network)
     reference = deployable(network)
     photos = options.calibration
@@ -45,8 +58,7 @@ def fine_tune_for_int8(
     quantizer = xnnpack.XNNPACKQuantizer().set_global(
         xnnpack.get_symmetric_quantization_config(is_per_channel=True, is_qat=True)
     )
-    for name in options.excluded:
-        quantizer.set_module_name(name, None)
+    quantizer.set_filter_function(partial(is_quantised, options.excluded))
     prepared = qat.prepare_qat_pt2e(torch.export.export(tuned, (example,)).module(), quantizer)
     parameters = dict(prepared.named_parameters())
     for parameter in parameters.values():

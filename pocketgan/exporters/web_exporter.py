@@ -22,6 +22,7 @@ class WebExporter(OnnxExporter):
     """
 
     own_pixels = "uint8"
+    providers = ("WebGPU",)
 
     def __init__(self, opset: int = 20) -> None:
         super().__init__(opset)

@@ -95,7 +95,8 @@ def test_a_bundle_holds_models_figures_card_and_digests(bundle):
     assert "sepia.fp16.onnx, sepia.int8.onnx, sepia.onnx:" in card
     assert "Licence of the photos: CC0" in card
     assert "Teacher: analytic (not recorded)" in card
-    assert "torch 2." in card
+    assert "- torch: 2." in card
+    assert "- onnxruntime: 1." in card
 
 
 def test_figures_are_of_the_file(bundle, trained):
@@ -162,7 +163,23 @@ def test_core_ml_rounds_weights_alone(trained, tmp_path):
     run = shutil.copytree(trained["adapter"], tmp_path / "run")
     main(["export", str(run), f"--out={tmp_path / 'out'}", "--target=coreml", "--precision=int8"])
     assert figures_of(tmp_path / "out", "sepia.int8.mlpackage")["calibration_photos"] == 0
-    assert "- sepia.int8.mlpackage: weights alone; in float32 stay" in (tmp_path / "out" / "model_card.md").read_text()
+    assert "- sepia.int8.mlpackage: weights alone; not rounded are" in (tmp_path / "out" / "model_card.md").read_text()
+
+
+def test_what_is_damaged_or_leads_elsewhere_is_not_touched(bundle, trained, tmp_path):
+    copied = shutil.copytree(bundle, tmp_path / "copy")
+    (copied / "sepia.fp16.onnx.json").write_text('{"concept"')
+    with pytest.warns(UserWarning, match=r"model_card\.md lacks sepia\.fp16\.onnx: .* is damaged"):
+        main(["export", str(trained["adapter"]), f"--out={copied}", "--opset=20"])
+    assert "| sepia.int8.onnx |" in (copied / "model_card.md").read_text()
+    main(["export", str(trained["base"]), "--adapters=", f"--out={tmp_path / 'pack'}"])
+    listing = tmp_path / "pack" / "pack.json"
+    (tmp_path / "mine.txt").write_text("not to be removed")
+    pack = json.loads(listing.read_text())
+    listing.write_text(json.dumps({**pack, "sha256": {**pack["sha256"], "../mine.txt": "0" * 64}}))
+    with pytest.raises(SystemExit, match=r"pack\.json is damaged"):
+        main(["export", str(trained["base"]), "--adapters=", f"--out={tmp_path / 'pack'}"])
+    assert (tmp_path / "mine.txt").is_file()
 
 
 def test_models_of_other_origins_keep_their_licences(trained, tmp_path):
@@ -270,7 +287,8 @@ def test_a_pack_holds_a_base_and_its_adapters(trained, tmp_path, capsys):
 
 def test_refusals_come_before_anything_is_written(trained, tmp_path):
     out = f"--out={tmp_path / 'out'}"
-    run = str(trained["base"])
+    run, empty = str(trained["base"]), tmp_path / "empty"
+    empty.mkdir()
     with pytest.raises(SystemExit, match="a pack is for onnx or web in fp32, not for onnx in int8"):
         main(["export", run, f"--adapters={trained['adapter']}", "--precision=int8", out])
     with pytest.raises(SystemExit, match="a pack is between 8-bit pictures; leave --pixels out"):
@@ -284,6 +302,10 @@ def test_refusals_come_before_anything_is_written(trained, tmp_path):
         (["--fine_tune_images=-1", "--precision=int8"], "fine_tune_images is -1"),
         (["--calibration=photos", "--precision=fp16"], "calibration are for int8, not for fp16"),
         (["--threads=0"], "threads 0; give 0 or more, and 1 or more"),
+        (["--largest_l1_increase=nan"], "largest_l1_increase is nan and size None; give a share of 0 or more"),
+        (["--size=0"], "size 0; give a share of 0 or more, and pixels"),
+        (["--target=coreml", "--precision=int8", "--fine_tune_images=4"], "coreml rounds weights alone"),
+        (["--precision=int8", f"--calibration={empty}"], "empty holds no photos"),
         ([f"--out={__file__}"], "is a file; give a folder"),
     ):
         with pytest.raises(SystemExit, match=message):

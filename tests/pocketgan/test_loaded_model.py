@@ -142,13 +142,22 @@ def test_a_file_of_a_pack_is_the_pack_at_its_concept(pack, photo):
         pocketgan.load(pack / "model_card.md")
 
 
-@pytest.mark.parametrize("content", [b'{"format": "pocketgan-pa', b"\xff\xfe", b"[]", b'{"concepts": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"format": "pocketgan-pa',
+        b"\xff\xfe",
+        b"[]",
+        b'{"concepts": 1}',
+        b'{"format": "pocketgan-pack", "version": 1}',
+    ],
+)
 def test_a_broken_pack_is_named(pack, tmp_path, content):
     broken = tmp_path / "broken"
     shutil.copytree(pack, broken)
     (broken / "pack.json").write_bytes(content)
     for path in (broken, broken / "sepia.safetensors"):
-        with pytest.raises(ValueError, match=r"broken/pack\.json .*; copy the folder again, or export again"):
+        with pytest.raises(ValueError, match=r"broken/pack\.json (is damaged.*; copy the whole|says .*; export it)"):
             pocketgan.load(path)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from pocketgan.exporters import EXPORTERS, ExportOptions, OnnxExporter, compare
 from pocketgan.exporters.exporter import Int8Scheme
 from pocketgan.exporters.quantization import find_sensitive_layers, int8_error
+from pocketgan.exporters.quantization_aware import fine_tune_for_int8
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,16 @@ def test_int8_without_photos_is_refused(target, network, tmp_path):
     with pytest.raises(ValueError, match="int8 needs calibration photos"):
         EXPORTERS[target]().export(network, tmp_path / "model", {}, 16, 1, ExportOptions("int8", pixels))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("excluded", "moved"), [((), True), (("fragile",), True), (("fragile", "robust"), False)])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # torchao's
+def test_fine_tuning_is_against_the_rounding_of_what_is_not_excluded(network, photos, excluded, moved):
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    options = ExportOptions("int8", calibration=tuple(photos), excluded=excluded)
+    tuned = fine_tune_for_int8(network, options, images=4, learning_rate=1e-3)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert moved != all(torch.equal(value, before[name]) for name, value in tuned.state_dict().items())
 
 
 def test_weights_of_fewer_bits_and_weights_alone(network, photos):
