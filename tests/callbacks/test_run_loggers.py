@@ -4,6 +4,7 @@ import json
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -206,3 +207,25 @@ def test_an_export_is_recorded_where_its_run_is(trained, tmp_path, monkeypatch):
             main(["export", str(run), f"--out={tmp_path / mode}", "--concept=inverted"])
         assert (tmp_path / mode / "inverted.onnx").is_file()
     assert begun == ["me"]
+
+
+@pytest.mark.parametrize("kind", ["package", "pack"])
+def test_an_export_is_recorded_with_its_card(trained, tmp_path, monkeypatch, kind):
+    run = Path(shutil.copytree(trained["base"], tmp_path / "run"))
+    (run / "wandb.json").write_text(json.dumps({"id": "me", "project": "p", "entity": None, "mode": "online"}))
+    made, used = [], []
+    logged = SimpleNamespace(use_artifact=used.append, log_artifact=made.append)
+    monkeypatch.setattr("wandb.init", lambda **_: nullcontext(logged))
+    words = {"package": ["--target=coreml"], "pack": [f"--adapters={trained['adapter']}"]}[kind]
+    main(["export", str(run), f"--out={tmp_path / 'out'}", *words])
+    assert used == ["run-me:latest"]
+    (artifact,) = made
+    names = set(artifact.manifest.entries)
+    assert {"model_card.md", "SHA256SUMS"} < names
+    if kind == "package":
+        assert {"inverted.mlpackage/Manifest.json", "inverted.mlpackage.json"} < names
+        assert artifact.metadata["concept"] == "inverted"
+    else:
+        files = ["inverted.safetensors", "sepia.safetensors"]
+        assert {"pack.json", "base.onnx", "base.weights", *files, *(f"{name}.json" for name in files)} < names
+        assert list(artifact.metadata) == files

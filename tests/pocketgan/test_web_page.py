@@ -313,19 +313,15 @@ def test_concepts_change_without_the_base_anew(open_tab, address, pack, photo):
 
 
 @in_browser
-@pytest.mark.parametrize(
-    ("precision", "least_db"),
-    # int8 kernels differ in how they round and, before AVX-512 VNNI, in how they saturate
-    [("half", 35), ("int8", 30)],
-)
-def test_a_concept_alone_in_fewer_bits(open_tab, request, photo, precision, least_db):
+@pytest.mark.parametrize("precision", ["half", "int8"])
+def test_a_concept_alone_in_fewer_bits(open_tab, request, photo, precision):
     page = request.getfixturevalue(precision)
     with served(page) as address:
         tab = open_tab(address)
         assert tab.title() == "pocketgan: sepia"
         edit_photo(tab, photo, "sepia")
         expected = python_edit(page, photo)
-        assert psnr_db(pixels_of(tab), expected) > least_db
+        assert psnr_db(pixels_of(tab), expected) > 35
         assert psnr_db(expected, np.asarray(Image.open(photo))) < 20, "the edit is the photo"
 
 

@@ -292,3 +292,33 @@ def test_a_core_ml_package_holds_the_networks_weights(export_once, precision):
     weights = sum(parameter.numel() for parameter in network.parameters())
     bytes_each = {"fp32": 4, "fp16": 2, "int8": 1}[precision]
     assert bytes_each * weights * 0.8 < size < bytes_each * weights * 1.2 + 60_000
+
+
+@pytest.mark.parametrize("pixels", ["float32", "uint8"])
+def test_a_core_ml_package_leaves_out_what_is_excluded(export_once, tmp_path, pixels):
+    import coremltools
+
+    _, path, _ = export_once("coreml", BatchNorm, "int8", pixels, ("generator.head.0",))
+    spec = coremltools.utils.load_spec(str(path))
+    (block,) = spec.mlProgram.functions["main"].block_specializations.values()
+    rounded = [
+        operation.outputs[0].name
+        for operation in block.operations
+        if operation.type == "constexpr_blockwise_shift_scale" or "dequantize" in operation.type
+    ]
+    assert any("stem_0_weight" in name for name in rounded)
+    assert not any("head_0_weight" in name for name in rounded)
+    options = ExportOptions("int8", excluded=("absent",))
+    with pytest.raises(ValueError, match="cannot exclude absent: the Core ML model has no weight of that name"):
+        EXPORTERS["coreml"]().export(nn.Conv2d(3, 3, 3, padding=1), tmp_path / "m.mlpackage", {}, 8, 1, options)
+
+
+def test_core_ml_takes_and_gives_images(export_once):
+    import coremltools
+
+    _, path, _ = export_once("coreml", BatchNorm, "int8", "uint8", ("generator.head.0",))
+    description = coremltools.utils.load_spec(str(path)).description
+    for (value,) in (description.input, description.output):
+        image = value.type.imageType
+        assert (image.width, image.height) == (32, 32)
+        assert image.colorSpace == image.ColorSpace.Value("RGB")
