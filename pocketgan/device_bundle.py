@@ -204,8 +204,8 @@ def _card(every: dict[str, dict[str, Any]]) -> str:
         "What may be done with the weights follows from these licences. The code is pocketgan's, Apache-2.0.",
         "## Files",
         _table(head, rows),
-        "Difference and PSNR are between the exported model and PyTorch on crops of real photos, values being in [-1, 1]. L1 is "
-        "the mean absolute difference to the teacher's edits on pairs that no training saw, in PyTorch (before) and in "
+        "Difference and PSNR are between the exported model and PyTorch on crops of real photos, values being in "
+        "[-1, 1]. L1 is the mean absolute difference to the teacher's edits on pairs that no training saw, in PyTorch (before) and in "
         "the exported model (after). Times are of this machine's CPU, a web page's in ONNX Runtime. An empty cell was "
         "not measured: the format does not run on the machine that exported it, or the pairs were not at hand.",
         *(["## int8", "\n".join(excluded)] if excluded else []),

@@ -468,7 +468,7 @@ def describe(exported: Exported) -> str:
     else:
         psnr = "" if figures["psnr_db"] is None else f", {figures['psnr_db']:.1f} dB"
         parts.append(
-            f"against PyTorch on {figures['photos']} real photos: largest difference "
+            f"against PyTorch on {figures['photos']} crops of real photos: largest difference "
             f"{figures['max_difference']:.1e}{psnr}"
         )
         if figures["l1_before"] is not None:
