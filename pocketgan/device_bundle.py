@@ -205,9 +205,10 @@ def _card(every: dict[str, dict[str, Any]]) -> str:
         "## Files",
         _table(head, rows),
         "Difference and PSNR are between the exported model and PyTorch on crops of real photos, values being in "
-        "[-1, 1]. L1 is the mean absolute difference to the teacher's edits on pairs that no training saw, in PyTorch (before) and in "
-        "the exported model (after). Times are of this machine's CPU, a web page's in ONNX Runtime. An empty cell was "
-        "not measured: the format does not run on the machine that exported it, or the pairs were not at hand.",
+        "[-1, 1]. L1 is the mean absolute difference to the teacher's edits on pairs that no training saw, in PyTorch "
+        "(before) and in the exported model (after). Times are of this machine's CPU, a web page's in ONNX Runtime. An "
+        "empty cell was not measured: the format does not run on the machine that exported it, or the pairs were not "
+        "at hand.",
         *(["## int8", "\n".join(excluded)] if excluded else []),
         *(["## Operations that leave an accelerator", "\n".join(lint)] if lint else []),
         "## Digests (SHA-256)",
