@@ -11,7 +11,7 @@ import warnings
 
 import pytest
 import torch
-from exported import network_of, photos_of
+from exported import network_of, photos_of, small_network
 from torch import nn
 
 from pocketgan.exporters import EXPORTERS, ExportOptions, compare, measure_latency, measure_peak_memory
@@ -33,11 +33,14 @@ FLOAT = [target for target in RUNNING if EXPORTERS[target].own_pixels == "float3
 
 @pytest.fixture(scope="module")
 def export_once(tmp_path_factory):
-    """A function of target, norm class and options that gives network, file and findings; an export takes seconds."""
+    """A function of target, norm class and options that gives network, file and findings; an export takes seconds.
+
+    Without a norm it is of a small network.
+    """
 
     @functools.cache
-    def export(target, norm, precision="fp32", pixels=None, excluded=()):
-        network, exporter = network_of(norm), EXPORTERS[target]()
+    def export(target, norm=None, precision="fp32", pixels=None, excluded=()):
+        network, exporter = small_network() if norm is None else network_of(norm), EXPORTERS[target]()
         pixels = pixels or exporter.own_pixels
         path = tmp_path_factory.mktemp("models") / "folder" / f"model{exporter.suffix}"
         calibration = tuple(photos_of(*[(1, 3, 32, 32)] * 4)) if precision == "int8" else ()
@@ -66,11 +69,11 @@ def test_the_export_equals_the_network(export_once, target, norm):
 
 @pytest.mark.parametrize("target", FLOAT)
 def test_smaller_precisions_are_smaller_and_near(export_once, target):
-    whole = export_once(target, BatchNorm)[1].stat().st_size
+    whole = export_once(target)[1].stat().st_size
     # ExecuTorch's XNNPACK keeps convolutions' weights in float32 there
     half = 1 if target == "executorch" else 0.75
     for precision, smallest_psnr, share in (("fp16", 50, half), ("int8", 30, 0.75)):
-        network, path, _ = export_once(target, BatchNorm, precision)
+        network, path, _ = export_once(target, None, precision)
         model = EXPORTERS[target]().load(path, threads=1)
         difference = compare(network, model, photos_of((2, 3, 32, 32)))
         assert model.metadata["precision"] == precision
@@ -81,16 +84,16 @@ def test_smaller_precisions_are_smaller_and_near(export_once, target):
 
 @pytest.mark.parametrize("target", FLOAT)
 def test_excluded_layers_stay_in_float32(export_once, target):
-    network, path, _ = export_once(target, BatchNorm, "int8", excluded=("generator.head.0",))
+    network, path, _ = export_once(target, None, "int8", excluded=("generator.head.0",))
     fewer = compare(network, EXPORTERS[target]().load(path), photos_of((2, 3, 32, 32)))
-    _, path, _ = export_once(target, BatchNorm, "int8")
+    _, path, _ = export_once(target, None, "int8")
     more = compare(network, EXPORTERS[target]().load(path), photos_of((2, 3, 32, 32)))
-    assert fewer.psnr_db > more.psnr_db + 1.5
+    assert fewer.psnr_db > more.psnr_db + 1
 
 
 @pytest.mark.parametrize("target", RUNNING)
 def test_8_bit_pictures_in_and_out(export_once, target):
-    network, path, _ = export_once(target, GroupNorm, pixels="uint8")
+    network, path, _ = export_once(target, pixels="uint8")
     model = EXPORTERS[target]().load(path)
     photos = [((photo + 1) * 127.5).round() / 127.5 - 1 for photo in photos_of((2, 3, 32, 32))]
     assert model.metadata["pixels"] == "uint8"
@@ -101,7 +104,7 @@ def test_8_bit_pictures_in_and_out(export_once, target):
 
 @pytest.mark.parametrize("target", RUNNING)
 def test_the_file_says_what_it_is(export_once, target):
-    _, path, _ = export_once(target, GroupNorm)
+    _, path, _ = export_once(target)
     model = EXPORTERS[target]().load(path, threads=1)
     assert model.metadata["concept"] == "café – 水彩"
     assert model.metadata["base"] == "abc"
@@ -114,7 +117,7 @@ def test_the_file_says_what_it_is(export_once, target):
 
 @pytest.mark.parametrize("target", RUNNING)
 def test_models_of_other_numbers_of_threads_run_by_turns(export_once, target):
-    _, path, _ = export_once(target, GroupNorm)
+    _, path, _ = export_once(target)
     (photo,) = photos_of((2, 3, 32, 32))
     models = [EXPORTERS[target]().load(path, threads) for threads in (1, 2, 3, 1)]
     edits = [model(photo) for _ in range(5) for model in models]
@@ -125,7 +128,7 @@ def test_models_of_other_numbers_of_threads_run_by_turns(export_once, target):
 
 @pytest.mark.parametrize("target", FLOAT)
 def test_one_model_serves_several_threads(export_once, target):
-    _, path, _ = export_once(target, GroupNorm)
+    _, path, _ = export_once(target)
     model, photos = EXPORTERS[target]().load(path, threads=1), photos_of(*[(1, 3, 32, 32)] * 8)
     wanted, edits = [model(photo) for photo in photos], {}
 
@@ -145,7 +148,7 @@ def test_one_model_serves_several_threads(export_once, target):
 
 @pytest.mark.parametrize("target", RUNNING)
 def test_latency_is_that_of_the_model_on_its_own_pictures(export_once, target, monkeypatch):
-    _, path, _ = export_once(target, GroupNorm, pixels="uint8")
+    _, path, _ = export_once(target, pixels="uint8")
     model, seen = EXPORTERS[target]().load(path, threads=1), []
     run = model.run
     monkeypatch.setattr(
@@ -157,13 +160,13 @@ def test_latency_is_that_of_the_model_on_its_own_pictures(export_once, target, m
 
 @pytest.mark.parametrize("target", RUNNING)
 def test_memory_is_the_models_not_its_packages(export_once, target):
-    _, path, _ = export_once(target, GroupNorm)
+    _, path, _ = export_once(target)
     assert 0 < measure_peak_memory(target, path, 32, 1) < 100
 
 
 @pytest.mark.parametrize("target", RUNNING)
 def test_a_size_that_the_model_does_not_take_is_refused(export_once, target):
-    _, path, _ = export_once(target, GroupNorm)
+    _, path, _ = export_once(target)
     with pytest.raises(
         ValueError, match=r"100×64 pixels, but (both must be multiples of 8|the model takes 32×32 alone)"
     ):
@@ -183,7 +186,7 @@ def test_a_file_of_another_format_is_refused(target, tmp_path):
 
 @pytest.mark.parametrize("target", RUNNING)
 def test_a_truncated_file_is_refused(export_once, target, tmp_path):
-    _, path, _ = export_once(target, GroupNorm)
+    _, path, _ = export_once(target)
     cut = tmp_path / path.name
     cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match="accepted is"):
@@ -266,7 +269,7 @@ def test_a_missing_package_is_named_with_its_remedy(target, package, tmp_path, m
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="runs there")
 def test_core_ml_says_where_it_runs(export_once):
-    _, path, _ = export_once("coreml", BatchNorm)
+    _, path, _ = export_once("coreml")
     assert not runs_here("coreml")
     with pytest.raises(RuntimeError, match=r"runs on Apple's systems alone, and this is linux; open it on a Mac"):
         EXPORTERS["coreml"]().load(path)
@@ -298,7 +301,7 @@ def test_a_core_ml_package_holds_the_networks_weights(export_once, precision):
 def test_a_core_ml_package_leaves_out_what_is_excluded(export_once, tmp_path, pixels):
     import coremltools
 
-    _, path, _ = export_once("coreml", BatchNorm, "int8", pixels, ("generator.head.0",))
+    _, path, _ = export_once("coreml", None, "int8", pixels, ("generator.head.0",))
     spec = coremltools.utils.load_spec(str(path))
     (block,) = spec.mlProgram.functions["main"].block_specializations.values()
     rounded = [
@@ -316,7 +319,7 @@ def test_a_core_ml_package_leaves_out_what_is_excluded(export_once, tmp_path, pi
 def test_core_ml_takes_and_gives_images(export_once):
     import coremltools
 
-    _, path, _ = export_once("coreml", BatchNorm, "int8", "uint8", ("generator.head.0",))
+    _, path, _ = export_once("coreml", None, "int8", "uint8", ("generator.head.0",))
     description = coremltools.utils.load_spec(str(path)).description
     for (value,) in (description.input, description.output):
         image = value.type.imageType
