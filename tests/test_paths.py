@@ -95,7 +95,9 @@ def world(tmp_path_factory):
         "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline",
         "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    return folder, os.environ | variables
+    # a new shell knows nothing of the service that other tests' wandb has started, and may have ended
+    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    return folder, inherited | variables
 
 
 @pytest.fixture(scope="module")

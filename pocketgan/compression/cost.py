@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from pocketgan.compression.channel_graph import ChannelGraph, weight_by_output
-from pocketgan.exporters import Latency, OnnxExporter, measure_latency
+from pocketgan.exporters import ExportOptions, Latency, OnnxExporter, measure_latency
 
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -107,6 +107,6 @@ class LatencyTarget:
             exported = []
             for number, network in enumerate(networks):
                 file = Path(folder) / f"{number}{exporter.suffix}"
-                exporter.export(network, file, {}, self.size, size_divisor)
+                exporter.export(network, file, {}, self.size, size_divisor, ExportOptions(dynamic_size=False))
                 exported.append(exporter.load(file, self.threads))
             return [measure_latency(model, self.size, self.threads, self.runs) for model in exported]
