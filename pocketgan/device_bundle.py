@@ -85,7 +85,7 @@ def _complete(built: Path, folder: Path) -> set[str]:
     new = {path.relative_to(built).as_posix() for path in built.rglob("*") if path.is_file()}
     gone = _replaced_pack(folder) - new if PACK_FILE_NAME in new else set()
     every = {name: figures for name, figures in _models(folder).items() if name not in gone} | _models(built)
-    write_whole(built / CARD_FILE_NAME, _card(every).encode())
+    write_whole(built / CARD_FILE_NAME, _card(dict(sorted(every.items()))).encode())
     digests = {
         name: digest
         for name, digest in _listed(folder / DIGESTS_FILE_NAME).items()

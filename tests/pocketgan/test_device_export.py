@@ -302,7 +302,7 @@ def test_refusals_come_before_anything_is_written(trained, tmp_path):
         (["--fine_tune_images=-1", "--precision=int8"], "fine_tune_images is -1"),
         (["--calibration=photos", "--precision=fp16"], "calibration are for int8, not for fp16"),
         (["--threads=0"], "threads 0; give 0 or more, and 1 or more"),
-        (["--largest_l1_increase=nan"], "largest_l1_increase is nan and size None; give a share of 0 or more"),
+        (["--largest_l1_increase=-0.1"], r"largest_l1_increase is -0\.1 and size None; give a share of 0 or more"),
         (["--size=0"], "size 0; give a share of 0 or more, and pixels"),
         (["--target=coreml", "--precision=int8", "--fine_tune_images=4"], "coreml rounds weights alone"),
         (["--precision=int8", f"--calibration={empty}"], "empty holds no photos"),

@@ -56,7 +56,7 @@ def test_arithmetic_on_sizes_is_no_finding_but_lookups_in_maps_are(tmp_path):
 def test_a_shuffle_of_pixels_is_none_for_nnapi(tmp_path):
     shuffled = found(nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2)), tmp_path)
     assert "NNAPI takes DCR alone" in shuffled["DepthToSpace (CRD)"].why
-    assert shuffled["DepthToSpace (CRD)"].remedy == "--fixed_size for Core ML"
+    assert shuffled["DepthToSpace (CRD)"].remedy == "--fixed_size for Core ML, another shuffle for NNAPI"
 
 
 def test_what_no_photo_changes_is_no_finding(tmp_path):
