@@ -3,9 +3,7 @@
 The README's picture is of the quickstart's runs::
 
     pocketgan quickstart
-    cd pocketgan_quickstart
-    pocketgan export runs/base --adapters runs/style_04 --target web --out ../page
-    cd ..
+    pocketgan export pocketgan_quickstart/base --adapters pocketgan_quickstart/adapted --target web --out page
     POCKETGAN_SCREENSHOT=docs/images/web_page.png POCKETGAN_SCREENSHOT_PAGE=page \\
         pytest -n 0 tests/pocketgan/test_web_page.py -k screenshot
 """
