@@ -286,6 +286,12 @@ def _quantized(model: Any, options: ExportOptions) -> Any:
     known = set(module_of.values())
     if unknown := sorted(set(options.excluded) - known):
         raise ValueError(f"cannot exclude {', '.join(unknown)}; the layers with weights are {', '.join(sorted(known))}")
+    # the quantiser gives a softmax 256 levels between 0 and 1, of which attention over many places would use one
+    attention = [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Softmax" or (node.op_type == "MatMul" and node.name not in module_of)
+    ]
     with TemporaryDirectory() as folder:
         file = Path(folder) / "int8.onnx"
         with quiet():  # its advice to preprocess, which the exporter's own folding has done
@@ -298,12 +304,12 @@ def _quantized(model: Any, options: ExportOptions) -> Any:
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 reduce_range=OnnxExporter.scheme.weight_bits == 7,
-                nodes_to_exclude=kept,
+                nodes_to_exclude=kept + attention,
                 # the quantiser would leave ReLUs to the rounding after them, which _unround_inputs takes away
                 extra_options={"QDQKeepRemovableActivations": True},
             )
         quantized = onnx.load(file)
-    _unround_inputs(quantized, set(kept))
+    _unround_inputs(quantized, {*kept, *attention})
     return quantized
 
 
@@ -321,6 +327,9 @@ def _unround_inputs(model: Any, kept: set[str]) -> None:
         used = {name for node in model.graph.node for name in node.input} | {out.name for out in model.graph.output}
         for node in [node for node in model.graph.node if node.op_type == operation and node.output[0] not in used]:
             model.graph.node.remove(node)
+    used = {name for node in model.graph.node for name in node.input}
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
+        model.graph.initializer.remove(tensor)
 
 
 def _first_cause(error: BaseException) -> BaseException:

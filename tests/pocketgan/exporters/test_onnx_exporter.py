@@ -6,10 +6,11 @@ from collections import Counter
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from exported import network_of, photos_of
 from torch import nn
 
-from pocketgan.exporters import OnnxExporter, compare, measure_latency
+from pocketgan.exporters import ExportOptions, OnnxExporter, compare, measure_latency
 from pocketgan.files import TEMPORARY_SUFFIX
 from pocketgan.networks import BatchNorm, GroupNorm
 
@@ -143,3 +144,28 @@ def test_partial_files_have_the_suffix_that_is_cleared_away(tmp_path, monkeypatc
     monkeypatch.setattr(os, "fsync", lambda _: names.extend(path.name for path in tmp_path.iterdir()))
     OnnxExporter().export(nn.Conv2d(3, 3, 1), tmp_path / "model.onnx", {}, size=32, size_divisor=1)
     assert [name.endswith(TEMPORARY_SUFFIX) for name in names] == [True]
+
+
+class AttentionOverManyPlaces(nn.Module):
+    """Of whose weights each is far below a 256th."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.entry, self.exit = nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, photo):
+        query, key, value = self.entry(photo).flatten(2).transpose(1, 2)[:, None].chunk(3, dim=-1)
+        mixed = F.scaled_dot_product_attention(3 * query, 3 * key, value)
+        return self.exit(mixed[:, 0].transpose(1, 2).reshape(len(photo), 8, *photo.shape[2:]))
+
+
+@pytest.mark.parametrize("opset", [20, 23])  # without and with an operator for attention
+def test_attention_over_many_places_stays_in_int8(tmp_path, opset):
+    network, file = AttentionOverManyPlaces().eval(), tmp_path / "model.onnx"
+    photos = [F.interpolate(photo, 32, mode="bilinear") for photo in photos_of(*[(1, 3, 4, 4)] * 4)]
+    options = ExportOptions("int8", dynamic_size=False, calibration=tuple(photos))
+    OnnxExporter(opset).export(network, file, {}, 32, 8, options)
+    assert compare(network, OnnxExporter().load(file), photos).psnr_db > 40
+    weights = {name for node in onnx.load(file).graph.node for name in node.input}
+    assert weights >= {tensor.name for tensor in onnx.load(file).graph.initializer}
