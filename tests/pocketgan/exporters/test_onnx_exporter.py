@@ -157,7 +157,7 @@ class AttentionOverManyPlaces(nn.Module):
     def forward(self, photo):
         query, key, value = self.entry(photo).flatten(2).transpose(1, 2)[:, None].chunk(3, dim=-1)
         mixed = F.scaled_dot_product_attention(3 * query, 3 * key, value)
-        return self.exit(mixed[:, 0].transpose(1, 2).reshape(len(photo), 8, *photo.shape[2:]))
+        return self.exit(mixed[:, 0].transpose(1, 2).unflatten(2, photo.shape[2:]))
 
 
 @pytest.mark.parametrize("opset", [20, 23])  # without and with an operator for attention
