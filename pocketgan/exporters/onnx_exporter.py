@@ -97,7 +97,7 @@ class OnnxExporter(Exporter):
             size: Pixels a side that the network was trained at.
             size_divisor: Height and width must be multiples of this many pixels.
             options: All but int8 are heeded.
-            optimize: Fold constants; otherwise each weight stays an initializer of the module's own name and value.
+            optimize: Fold weights, too; otherwise each stays an initializer of the module's own name and value.
 
         Returns:
             An ``onnx.ModelProto`` whose convolutions and matrix products are named after the network's modules.
@@ -140,6 +140,8 @@ class OnnxExporter(Exporter):
                 "operation, or use another opset"
             ) from error
         assert program is not None, "the dynamo exporter returns a program"
+        if not optimize:
+            _fold_all_but_weights(program.model)
         _name_after_modules(program.model)
         # stack traces with this machine's paths hang on every node
         passes.ClearMetadataAndDocStringPass()(program.model)
@@ -240,6 +242,18 @@ def _with_native_norms(network: nn.Module) -> nn.Module:
         if isinstance(module, nn.GroupNorm):
             network.set_submodule(name, _NativeGroupNorm(module))
     return network
+
+
+def _fold_all_but_weights(model: Any) -> None:
+    """Fold what is computed of constants and sizes, and leave each initializer as it is."""
+    weights = set(model.graph.initializers)
+    _require("onnxscript.optimizer").fold_constants_ir(
+        model,
+        onnx_shape_inference=True,
+        should_fold=lambda node: False if any(each and each.name in weights for each in node.inputs) else None,
+    )
+    rules = _require("onnxscript.rewriter.rules.common")
+    _require("onnxscript.rewriter").rewrite(model, (rules.max_min_rule,))
 
 
 def _name_after_modules(model: Any) -> None:

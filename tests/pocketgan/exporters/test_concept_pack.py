@@ -7,6 +7,7 @@ import torch
 from tiny import real_photos
 
 from lightning_modules import load_concepts
+from pocketgan.exporters import WebExporter
 from pocketgan.exporters.concept_pack import ConceptPack, PackedConcept, write_pack
 from pocketgan.images import to_image, to_tensor
 
@@ -62,6 +63,11 @@ def test_the_scale_of_an_adapter(model, folder, photo):
     model.use("inverted")
     model.use("sepia")
     assert torch.equal(pack.open("inverted", 1, 0.0)(photo), pack.open("inverted", 1, 1.0)(photo)), "it has no adapter"
+
+
+def test_a_page_s_pack_stays_on_webgpu(model, tmp_path):
+    found = write_pack(model, CONCEPTS, tmp_path, 32, 8, exporter=WebExporter())
+    assert not [finding for finding in found if not finding.applied]
 
 
 def test_a_concept_costs_its_adapters_bytes(trained, folder):
