@@ -1,6 +1,18 @@
 """How fast are our networks on a device's runtimes, in float32 and int8, and what do 1, 10 and 100 concepts weigh?
 
-python -m benchmarks.device --base runs/wide --student runs/student --pack-base runs/base --adapter runs/style_04
+pocketgan predict -c configs/synthesize/style_transfer.yaml --model.teacher.style '[4]' --data.root PHOTOS \\
+    --data.limit 320 --trainer.default_root_dir PAIRS
+pocketgan fit -c configs/base_gan/small.yaml --seed_everything 0 --data.root PAIRS --data.concepts '[style_04]' \\
+    --data.size 128 --model.generator.width 32 --model.discriminator.width 32 --model.generator.norm BatchNorm \\
+    --trainer.callbacks null --trainer.precision 32-true --trainer.val_check_interval 200 --budget.images 1600 \\
+    --trainer.default_root_dir runs/wide
+pocketgan fit -c configs/channel_condensation/small.yaml --seed_everything 0 --data.root PAIRS \\
+    --data.concepts '[style_04]' --data.size 128 --model.base runs/wide --model.condense_images 200 --model.concentration_weight 0 \\
+    --model.pruning '{"class_path": "KeptShare", "init_args": {"share": 0.5}}' --trainer.precision 32-true \\
+    --trainer.val_check_interval 100 --budget.images 800 --trainer.default_root_dir runs/student
+pocketgan quickstart
+python -m benchmarks.device --base runs/wide --student runs/student --pack-base pocketgan_quickstart/base \\
+    --adapter pocketgan_quickstart/adapted
 """
 
 import argparse
@@ -199,7 +211,9 @@ def speeds(subjects: list[Subject]) -> list[str]:
 def losses(subjects: list[Subject]) -> list[str]:
     """The table of what int8 costs in L1 to the teacher's edits."""
     lines = [
-        "| network | " + " | ".join(f"{name}: fp32, int8" for name in RUNTIMES.values()) + " | pairs |",
+        "| network | "
+        + " | ".join(f"{name}: fp32, int8" for name in {**RUNTIMES, "web": "the page's file, in ONNX Runtime"}.values())
+        + " | pairs |",
         "|" + "---|" * (len(RUNTIMES) + 2),
     ]
     for subject in subjects:
@@ -234,11 +248,11 @@ def weights(pack_base: Path, adapter: Path, folder: Path, resnet_bytes: int) -> 
 def main() -> None:
     """Measure and print the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, required=True, help="run of our base's width at 256 px, one concept")
+    parser.add_argument("--base", type=Path, required=True, help="run of our base, one concept")
     parser.add_argument("--student", type=Path, required=True, help="run of the compressed student, the same concept")
     parser.add_argument("--pack-base", type=Path, required=True, help="run of a base that has an adapter")
     parser.add_argument("--adapter", type=Path, required=True, help="run of that adapter")
-    parser.add_argument("--turns", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("--runs", type=int, default=3, help="in a turn; their median counts")
     options = parser.parse_args()
     torch.set_num_threads(THREADS)

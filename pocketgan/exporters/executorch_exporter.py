@@ -62,7 +62,7 @@ class ExecuTorchExporter(Exporter):
     transformer's tokens are one.
 
     fp16 computes in half precision between float32 photos; the file holds convolutions' weights in float32 all the same
-    (backends/xnnpack/operators/op_conv2d.py), so that it is hardly smaller. int8 is PyTorch's export
+    (backends/xnnpack/operators/op_conv2d.py), so that it is no smaller. int8 is PyTorch's export
     quantisation with the scheme of ExecuTorch's ``XNNPACKQuantizer``: convolutions, linear layers and the sums after
     them in int8, with weights per output channel; norms, softmax and gates stay in float32.
     """

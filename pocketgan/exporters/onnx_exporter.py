@@ -252,6 +252,7 @@ def _fold_all_but_weights(model: Any) -> None:
         onnx_shape_inference=True,
         should_fold=lambda node: False if any(each and each.name in weights for each in node.inputs) else None,
     )
+    # clamp is a Max and a Min, which WebGPU lacks, of a Clip, which it has
     rules = _require("onnxscript.rewriter.rules.common")
     _require("onnxscript.rewriter").rewrite(model, (rules.max_min_rule,))
 
@@ -328,7 +329,7 @@ def _quantized(model: Any, options: ExportOptions) -> Any:
 
 
 def _unround_inputs(model: Any, kept: set[str]) -> None:
-    """Give layers that stay in float32 what stood before rounding; the quantiser rounds all that int8 layers give."""
+    """Give nodes that stay in float32 their first input as before rounding; the quantiser rounds what int8 layers give."""
     maker = {output: node for node in model.graph.node for output in node.output}
     for node in model.graph.node:
         if node.name in kept:
@@ -341,7 +342,7 @@ def _unround_inputs(model: Any, kept: set[str]) -> None:
         used = {name for node in model.graph.node for name in node.input} | {out.name for out in model.graph.output}
         for node in [node for node in model.graph.node if node.op_type == operation and node.output[0] not in used]:
             model.graph.node.remove(node)
-    used = {name for node in model.graph.node for name in node.input}
+    used = {name for node in model.graph.node for name in node.input} | {out.name for out in model.graph.output}
     for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
         model.graph.initializer.remove(tensor)
 

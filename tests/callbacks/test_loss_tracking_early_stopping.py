@@ -204,6 +204,7 @@ def test_two_processes_stop_at_one_step(tmp_path):
         f"--trainer.default_root_dir={two}", *arguments,
         "--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true",
     ]  # fmt: skip
+    # as users start it: Lightning starts the second process
     subprocess.run([sys.executable, "-m", "pocketgan", *words], check=True, timeout=300)
     single, double = curve_of(one), curve_of(two)
     assert single["stopped"]

@@ -795,13 +795,15 @@ def test_screenshot(open_tab, pack, tmp_path):
     out = ROOT / (os.environ.get("POCKETGAN_SCREENSHOT") or tmp_path / "web_page.png")
     cat = tmp_path / "chelsea.png"
     Image.fromarray(skimage.data.chelsea()).save(cat)
-    with served(ROOT / (os.environ.get("POCKETGAN_SCREENSHOT_PAGE") or pack)) as address:
+    page = ROOT / (os.environ.get("POCKETGAN_SCREENSHOT_PAGE") or pack)
+    concepts = json.loads((page / "pack.json").read_text())["concepts"]
+    adapted = max(concepts, key=lambda concept: concept["bytes"])["name"]
+    with served(page) as address:
         tab = open_tab(address)
-        concept = tab.get_by_role("radio").last  # an adapter's
-        concept.check()
+        tab.get_by_role("radio").and_(tab.locator(f"[value={adapted}]")).check()
         tab.get_by_label("Photo", exact=True).set_input_files(cat)
-        name = concept.get_attribute("value").replace("_", " ")
-        expect_edited(tab, name, "chelsea.png")
+        expect_edited(tab, adapted.replace("_", " "), "chelsea.png")
+        expect(tab.get_by_label("Adapter scale")).to_be_visible()
         expect(tab.get_by_role("button", name="Download PNG")).to_be_enabled()
         tab.screenshot(path=out, full_page=True)
     with Image.open(out) as shown:

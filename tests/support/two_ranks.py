@@ -4,13 +4,16 @@ import multiprocessing
 import os
 import runpy
 import sys
+import time
 from multiprocessing.connection import wait
 
+import numpy as np
 import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-# imports once what each process would import for itself, which takes longer than most fits here
+# imports once what each process would import for itself, which takes longer than most fits here; Lightning's own launcher,
+# which starts the program anew, is tested in test_loss_tracking_early_stopping.py
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["pocketgan.cli", "lightning_modules", "datamodules", "callbacks"])
 _SECONDS = 300
@@ -48,14 +51,16 @@ def fit_on_two_ranks(folder, words, kept="model.state_dict()", before="", strate
     words = [*map(str, words), "--trainer.devices=2", f"--trainer.strategy={strategy}"]
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "WORLD_SIZE": "2"}
     ranks = []
-    for rank in range(2):
-        environment = {**os.environ, **place, "NODE_RANK": "0", "LOCAL_RANK": str(rank)}
-        ranks.append(_PROCESSES.Process(target=_run, args=(str(script), words, environment)))
-        ranks[-1].start()
-    running = {process.sentinel: process for process in ranks}
+    deadline = time.monotonic() + _SECONDS
     try:
+        for rank in range(2):
+            environment = {**os.environ, **place, "NODE_RANK": "0", "LOCAL_RANK": str(rank)}
+            process = _PROCESSES.Process(target=_run, args=(str(script), words, environment))
+            process.start()
+            ranks.append(process)
+        running = {process.sentinel: process for process in ranks}
         while running:
-            ended = wait(running, _SECONDS)
+            ended = wait(running, max(0.0, deadline - time.monotonic()))
             if not ended or any(running.pop(sentinel).exitcode for sentinel in ended):
                 raise RuntimeError(f"exit codes of the ranks: {[process.exitcode for process in ranks]}")
     finally:
@@ -70,5 +75,6 @@ def _run(script, words, environment):
     os.environ.clear()
     os.environ.update(environment)
     rank_zero_only.rank = int(environment["LOCAL_RANK"])
+    np.random.seed(None)  # as after an import of its own
     sys.argv = [script, *words]
     runpy.run_path(script, run_name="__main__")

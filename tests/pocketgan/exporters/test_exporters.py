@@ -68,7 +68,7 @@ def test_the_export_equals_the_network(export_once, target, norm):
 
 
 @pytest.mark.parametrize("target", FLOAT)
-def test_smaller_precisions_are_smaller_and_near(export_once, target):
+def test_smaller_precisions_are_near_and_smaller_but_for_executorch_s_fp16(export_once, target):
     whole = export_once(target)[1].stat().st_size
     # XNNPACK keeps weights in float32 and adds casts
     half = 1.01 if target == "executorch" else 0.75

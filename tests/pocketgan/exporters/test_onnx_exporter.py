@@ -161,7 +161,7 @@ class AttentionOverManyPlaces(nn.Module):
 
 
 @pytest.mark.parametrize("opset", [20, 23])  # without and with an operator for attention
-def test_attention_over_many_places_stays_in_int8(tmp_path, opset):
+def test_attention_over_many_places_survives_int8(tmp_path, opset):
     network, file = AttentionOverManyPlaces().eval(), tmp_path / "model.onnx"
     photos = [F.interpolate(photo, 32, mode="bilinear") for photo in photos_of(*[(1, 3, 4, 4)] * 4)]
     options = ExportOptions("int8", dynamic_size=False, calibration=tuple(photos))
