@@ -1,17 +1,18 @@
-"""How fast are our networks on a device's runtimes, in float32 and int8, and what do 1, 10 and 100 concepts weigh?
+r"""How fast are our networks on a device's runtimes, in float32 and int8, and what do 1, 10 and 100 concepts weigh?
 
-pocketgan predict -c configs/synthesize/style_transfer.yaml --model.teacher.style '[4]' --data.root PHOTOS \\
+pocketgan predict -c configs/synthesize/style_transfer.yaml --model.teacher.style '[4]' --data.root PHOTOS \
     --data.limit 320 --trainer.default_root_dir PAIRS
-pocketgan fit -c configs/base_gan/small.yaml --seed_everything 0 --data.root PAIRS --data.concepts '[style_04]' \\
-    --data.size 128 --model.generator.width 32 --model.discriminator.width 32 --model.generator.norm BatchNorm \\
-    --trainer.callbacks null --trainer.precision 32-true --trainer.val_check_interval 200 --budget.images 1600 \\
+pocketgan fit -c configs/base_gan/small.yaml --seed_everything 0 --data.root PAIRS --data.concepts '[style_04]' \
+    --data.size 128 --model.generator.width 32 --model.discriminator.width 32 --model.generator.norm BatchNorm \
+    --trainer.callbacks null --trainer.precision 32-true --trainer.val_check_interval 200 --budget.images 1600 \
     --trainer.default_root_dir runs/wide
-pocketgan fit -c configs/channel_condensation/small.yaml --seed_everything 0 --data.root PAIRS \\
-    --data.concepts '[style_04]' --data.size 128 --model.base runs/wide --model.condense_images 200 --model.concentration_weight 0 \\
-    --model.pruning '{"class_path": "KeptShare", "init_args": {"share": 0.5}}' --trainer.precision 32-true \\
+pocketgan fit -c configs/channel_condensation/small.yaml --seed_everything 0 --data.root PAIRS \
+    --data.concepts '[style_04]' --data.size 128 --model.base runs/wide --model.condense_images 200 \
+    --model.concentration_weight 0 --trainer.precision 32-true \
+    --model.pruning '{"class_path": "KeptShare", "init_args": {"share": 0.5}}' \
     --trainer.val_check_interval 100 --budget.images 800 --trainer.default_root_dir runs/student
 pocketgan quickstart
-python -m benchmarks.device --base runs/wide --student runs/student --pack-base pocketgan_quickstart/base \\
+python -m benchmarks.device --base runs/wide --student runs/student --pack-base pocketgan_quickstart/base \
     --adapter pocketgan_quickstart/adapted
 """
 

@@ -329,7 +329,7 @@ def _quantized(model: Any, options: ExportOptions) -> Any:
 
 
 def _unround_inputs(model: Any, kept: set[str]) -> None:
-    """Give nodes that stay in float32 their first input as before rounding; the quantiser rounds what int8 layers give."""
+    """Give nodes that stay in float32 their first input unrounded; the quantiser rounds what int8 layers give."""
     maker = {output: node for node in model.graph.node for output in node.output}
     for node in model.graph.node:
         if node.name in kept:

@@ -12,8 +12,8 @@ import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-# imports once what each process would import for itself, which takes longer than most fits here; Lightning's own launcher,
-# which starts the program anew, is tested in test_loss_tracking_early_stopping.py
+# imports once what each process would import for itself, which takes longer than most fits here; Lightning's own
+# launcher, which starts the program anew, is tested in test_loss_tracking_early_stopping.py
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["pocketgan.cli", "lightning_modules", "datamodules", "callbacks"])
 _SECONDS = 300
@@ -75,6 +75,6 @@ def _run(script, words, environment):
     os.environ.clear()
     os.environ.update(environment)
     rank_zero_only.rank = int(environment["LOCAL_RANK"])
-    np.random.seed(None)  # as after an import of its own
+    np.random.seed(None)  # noqa: NPY002  # as after an import of its own
     sys.argv = [script, *words]
     runpy.run_path(script, run_name="__main__")
