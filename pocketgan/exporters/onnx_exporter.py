@@ -307,6 +307,7 @@ def _quantized(model: Any, options: ExportOptions) -> Any:
         for node in model.graph.node
         if node.op_type == "Softmax" or (node.op_type == "MatMul" and node.name not in module_of)
     ]
+    _name_initializers_apart(model)
     with TemporaryDirectory() as folder:
         file = Path(folder) / "int8.onnx"
         with quiet():  # its advice to preprocess, which the exporter's own folding has done
@@ -326,6 +327,16 @@ def _quantized(model: Any, options: ExportOptions) -> Any:
         quantized = onnx.load(file)
     _unround_inputs(quantized, {*kept, *attention})
     return quantized
+
+
+def _name_initializers_apart(model: Any) -> None:
+    """End no initializer's name in a digit: the quantiser appends some to copies, which may be an output's name."""
+    apart = {held.name: f"{held.name}.held" for held in model.graph.initializer}
+    for held in model.graph.initializer:
+        held.name = apart[held.name]
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = apart.get(name, name)
 
 
 def _unround_inputs(model: Any, kept: set[str]) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from pocketgan.exporters import ExportOptions, OnnxExporter, compare, measure_latency
 from pocketgan.files import TEMPORARY_SUFFIX
-from pocketgan.networks import BatchNorm, GroupNorm
+from pocketgan.networks import BatchNorm, E2GANGenerator, GroupNorm
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +169,13 @@ def test_attention_over_many_places_survives_int8(tmp_path, opset):
     assert compare(network, OnnxExporter().load(file), photos).psnr_db > 40
     weights = {name for node in onnx.load(file).graph.node for name in node.input}
     assert weights >= {tensor.name for tensor in onnx.load(file).graph.initializer}
+
+
+def test_int8_of_norms_that_share_their_constants(tmp_path):
+    """The quantiser's copy of what norms share would take the name of a sum's output, at the quickstart's width."""
+    torch.manual_seed(0)
+    generator = E2GANGenerator(width=16, token_size=64, norm=GroupNorm(), transformer_skip=True).eval()
+    network, photos = generator.fold_prompt(torch.randn(1, 4, 64)), tuple(photos_of(*[(1, 3, 32, 32)] * 4))
+    options = ExportOptions("int8", calibration=photos)
+    OnnxExporter().export(network, tmp_path / "model.onnx", {}, 32, 8, options)
+    assert compare(network, OnnxExporter().load(tmp_path / "model.onnx"), photos).psnr_db > 30
