@@ -29,7 +29,6 @@ class Limit(NamedTuple):
 
 
 # rounding moves single pixels at edges by a lot; their mean, and the L1 to the teacher, tell more
-# at the border of a stroke single pixels of int8 turn from ink to paper
 LIMITS: dict[Precision, Limit] = {"fp32": Limit(1e-3, 60), "fp16": Limit(0.25, 45), "int8": Limit(1.5, 28)}
 # a picture of 256 levels is off by half a level, and by a whole one where rounding tips over
 _LEVEL_LIMIT = Limit(1.5 / 127.5, 45)

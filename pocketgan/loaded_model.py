@@ -55,11 +55,14 @@ class LoadedModel:
             Of the upright picture's size: RGB, or RGBA with the picture's transparency.
 
         Raises:
+            TypeError: It is no picture of Pillow's.
             ValueError: The concept or the strength is none, or a side is shorter than 32 pixels.
             UnreadableImageError: The picture's values have no known range.
         """
         from pocketgan.images import as_photo, transparency
 
+        if not isinstance(image, Image.Image):
+            raise TypeError(f"found a {type(image).__name__}; give a picture of Pillow's, as PIL.Image.open does")
         edit = self.editor(concept).edit(as_photo(image), strength)
         if (alpha := transparency(image)) is not None:
             edit.putalpha(alpha)

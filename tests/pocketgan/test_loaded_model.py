@@ -71,6 +71,8 @@ def test_pictures_of_other_kinds(models, photo):
     turned.getexif()[ExifTags.Base.Orientation] = 6
     assert model.edit(turned).size == (40, 64)
     assert model.edit(photo.convert("L")).mode == "RGB"
+    with pytest.raises(TypeError, match="found a ndarray; give a picture of Pillow's"):
+        model.edit(values(photo))
 
 
 def test_a_base_knows_several_concepts(trained, photo):
