@@ -110,7 +110,7 @@ class CoreMLExporter(Exporter):
                     compute_precision=coremltools.precision.FLOAT16 if half else coremltools.precision.FLOAT32,
                     skip_model_load=True,
                 )
-            except (NotImplementedError, ValueError, RuntimeError, KeyError) as error:
+            except (ValueError, RuntimeError, KeyError) as error:
                 raise lacks("Core ML", error, program) from error
             findings = _findings(model._mil_program.functions["main"].operations)
             if options.precision == "int8":

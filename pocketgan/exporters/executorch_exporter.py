@@ -106,7 +106,7 @@ class ExecuTorchExporter(Exporter):
                 )
                 left = _outside(edge.exported_program().graph)
                 compiled = edge.to_executorch()
-            except (RuntimeError, NotImplementedError, torch._export.verifier.SpecViolationError) as error:
+            except (RuntimeError, torch._export.verifier.SpecViolationError) as error:
                 raise lacks("ExecuTorch", error, program) from error
         _refuse_absent(compiled.exported_program(), set(runtime.operator_registry.operator_names))
         path.parent.mkdir(parents=True, exist_ok=True)

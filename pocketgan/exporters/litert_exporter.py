@@ -93,7 +93,7 @@ class LiteRTExporter(Exporter):
         with quiet():
             try:
                 content = converter.convert(wrapped, (picture,)).model_content()
-            except (AssertionError, KeyError, NotImplementedError, RuntimeError, ValueError) as error:
+            except (AssertionError, KeyError, RuntimeError, ValueError) as error:
                 raise lacks("LiteRT", error, torch.export.export(wrapped, (picture,), strict=False)) from error
             if options.precision != "fp32":
                 content = _quantised(content, options)

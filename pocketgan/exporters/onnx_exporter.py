@@ -302,7 +302,7 @@ def _quantized(model: Any, options: ExportOptions) -> Any:
     if unknown := sorted(set(options.excluded) - known):
         raise ValueError(f"cannot exclude {', '.join(unknown)}; the layers with weights are {', '.join(sorted(known))}")
     # the quantiser gives a softmax 256 levels between 0 and 1, of which attention over many places would use one
-    attention = [
+    kept += [
         node.name
         for node in model.graph.node
         if node.op_type == "Softmax" or (node.op_type == "MatMul" and node.name not in module_of)
@@ -320,12 +320,12 @@ def _quantized(model: Any, options: ExportOptions) -> Any:
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 reduce_range=OnnxExporter.scheme.weight_bits == 7,
-                nodes_to_exclude=kept + attention,
+                nodes_to_exclude=kept,
                 # the quantiser would leave ReLUs to the rounding after them, which _unround_inputs takes away
                 extra_options={"QDQKeepRemovableActivations": True},
             )
         quantized = onnx.load(file)
-    _unround_inputs(quantized, {*kept, *attention})
+    _unround_inputs(quantized, set(kept))
     return quantized
 
 
@@ -349,13 +349,7 @@ def _unround_inputs(model: Any, kept: set[str]) -> None:
                 quantize = maker.get(dequantize.input[0])
                 if quantize is not None and quantize.op_type == "QuantizeLinear":
                     node.input[0] = quantize.input[0]
-    for operation in ("DequantizeLinear", "QuantizeLinear"):  # each reads the other's output
-        used = {name for node in model.graph.node for name in node.input} | {out.name for out in model.graph.output}
-        for node in [node for node in model.graph.node if node.op_type == operation and node.output[0] not in used]:
-            model.graph.node.remove(node)
-    used = {name for node in model.graph.node for name in node.input} | {out.name for out in model.graph.output}
-    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
-        model.graph.initializer.remove(tensor)
+    _require("onnxscript.optimizer").remove_unused_nodes(model)
 
 
 def _first_cause(error: BaseException) -> BaseException:
