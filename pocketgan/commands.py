@@ -116,9 +116,10 @@ def edit(
         seconds: Of a camera: end after so many.
         base: Run folder of an adapter's base, where the adapter's folder stands alone.
     """
+    from pocketgan.camera import CAMERA_FILE_NAME, edit_camera, is_camera
     from pocketgan.editor import check_strength, edit_files
     from pocketgan.loaded_model import load
-    from pocketgan.video import CAMERA_FILE_NAME, VIDEO_SUFFIXES, edit_camera, is_camera
+    from pocketgan.video import VIDEO_SUFFIXES
 
     check_strength(strength)
     if not any(map(is_camera, inputs)):
@@ -126,8 +127,9 @@ def edit(
             raise ValueError("--seconds is for a camera; leave it out, or give camera as the one input")
         written = edit_files(inputs, load(model, threads, base=base).editor(concept), out, overwrite, strength, jobs)
         videos = sum(path.suffix.lower() in VIDEO_SUFFIXES for path in written)
-        counts = {"pictures": len(written) - videos, "videos": videos}
-        print(f"{' and '.join(f'{number} {kind}' for kind, number in counts.items() if number)} written to {out}")
+        counts = {"picture": len(written) - videos, "video": videos}
+        named = [f"{number} {kind}{'s' if number > 1 else ''}" for kind, number in counts.items() if number]
+        print(f"{' and '.join(named)} written to {out}")
         return
     if len(inputs) > 1:
         raise ValueError("a camera is edited alone; leave the other inputs out")

@@ -1,98 +1,30 @@
-"""Videos and camera streams, on films whose frames tell their number by their brightness."""
+"""Videos, on films whose frames tell their number by their brightness."""
 
-import os
-import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 import torch
+from films import FRAMES, SIZE, STEADY, UNSTEADY, frames_of, level, levels, make_video, sound_of
 from PIL import Image
 from tiny import real_photos
 
 from lightning_modules import load_concepts
+from pocketgan import camera as camera_module
 from pocketgan import editor as editor_module
 from pocketgan import load, video
 from pocketgan.cli import main
 from pocketgan.editor import Editor, edit_files
 from pocketgan.exporters.concept_pack import PackedConcept, write_pack
 from pocketgan.images import to_image
-from pocketgan.video import UnreadableVideoError, edit_camera, edit_video, open_camera, video_name
-
-SIZE = (64, 48)
-FRAMES = 10
-STEADY = range(FRAMES)
-UNSTEADY = (0, 1, 3, 4, 9, 10, 11, 20, 21, 22)
-
-
-def level(index):
-    return 40 + 16 * index
+from pocketgan.video import UnreadableVideoError, edit_video, video_name
 
 
 def inverted(photos):
     return -photos
-
-
-_OPTIONS = {"libx264": {"crf": "1"}, "ffv1": {"g": "1"}}
-
-
-def make_video(
-    path, times=STEADY, size=SIZE, codec="libx264", sound="aac", pix_fmt="yuv420p", turn=0, colours=(), pictures=()
-):
-    """A film of 10 units a second; its left half is darker, so that turns show, unless ``pictures`` are given."""
-    with av.open(path, "w") as container:
-        stream = container.add_stream(codec, rate=10, options=_OPTIONS.get(codec, {}))
-        stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
-        stream.codec_context.time_base = Fraction(1, 10)
-        stream.codec_context.flags |= av.codec.context.Flags.frame_duration
-        for name, value in dict(colours).items():
-            setattr(stream.codec_context, name, value)
-        if turn:
-            stream.set_display_rotation(turn)
-        audio = container.add_stream(sound, rate=48000, bit_rate=64000) if sound else None
-        if audio:
-            wave = (8000 * np.sin(np.arange(48000 * (times[-1] + 1) // 10) / 20)).astype(np.int16)
-            frame = av.AudioFrame.from_ndarray(np.repeat(wave, 2)[None], format="s16", layout="stereo")
-            frame.sample_rate, frame.pts = 48000, 0
-            container.mux(audio.encode(frame))
-            container.mux(audio.encode(None))
-        for index, time in enumerate(times):
-            pixels = np.full((size[1], size[0], 3), level(index), np.uint8)
-            pixels[:, : size[0] // 2] -= 20
-            frame = av.VideoFrame.from_ndarray(pixels if not pictures else np.asarray(pictures[index])).reformat(
-                format=pix_fmt, dst_colorspace=1 if colours else None
-            )
-            frame.pts, frame.time_base, frame.duration = time, Fraction(1, 10), 1
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
-
-
-def frames_of(path):
-    """Times in seconds and pictures as RGB."""
-    with av.open(path) as container:
-        frames = list(container.decode(video=0))
-        return [float(frame.pts * frame.time_base) for frame in frames], [
-            frame.to_ndarray(format="rgb24") for frame in frames
-        ]
-
-
-def sound_of(path):
-    with av.open(path) as container:
-        return [
-            (bytes(packet), float(packet.pts * packet.time_base))
-            for packet in container.demux(audio=0)
-            if packet.dts is not None
-        ]
-
-
-def levels(pictures):
-    """Brightness of the right halves, which tells the frame."""
-    return [picture[:, picture.shape[1] // 2 + 4 :].mean() for picture in pictures]
 
 
 @pytest.fixture
@@ -423,183 +355,6 @@ def test_a_missing_package_is_named(tmp_path, editor, monkeypatch):
         edit_files([tmp_path / "film.mp4"], editor, tmp_path / "out")
 
 
-class Camera:
-    """Stands for a camera: gives a film's frames, each after ``before(index)``, and then calls ``end``."""
-
-    def __init__(self, path, before=lambda index: None, end=lambda: None):
-        self.container = av.open(path)
-        self.streams = self.container.streams
-        self.before, self.end = before, end
-
-    def decode(self, video):
-        for index, frame in enumerate(self.container.decode(video=video)):
-            self.before(index)
-            yield frame
-        self.end()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.container.close()
-
-
-def test_a_camera_drops_what_comes_while_the_model_is_busy(tmp_path, monkeypatch):
-    busy, came = threading.Event(), threading.Event()
-    source = make_video(tmp_path / "film.mkv", UNSTEADY, sound=None)
-
-    def model(photos):
-        busy.set()
-        assert came.wait(20)
-        return -photos
-
-    camera = Camera(source, lambda index: index == 1 and busy.wait(20), came.set)
-    monkeypatch.setattr(video, "open_camera", lambda _: camera)
-    out = tmp_path / "out" / "camera.mp4"
-    recording = edit_camera("camera", Editor(model, size_divisor=8), out)
-    assert recording == (2, 8, pytest.approx(1 / 2.2))
-    stamps, pictures = frames_of(out)
-    assert stamps == pytest.approx([0, 2.2], abs=1e-4)
-    np.testing.assert_allclose(levels(pictures), [255 - level(0), 255 - level(9)], atol=3)
-
-
-@pytest.mark.parametrize("how", ["seconds", "interrupt"])
-def test_a_camera_ends_by_seconds_or_by_interrupt(tmp_path, monkeypatch, how):
-    begun = threading.Semaphore(0)
-    calls = []
-
-    def model(photos):
-        begun.release()
-        calls.append(photos)
-        if how == "interrupt" and len(calls) == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return -photos
-
-    source = make_video(tmp_path / "film.mkv", range(5), sound=None)
-    camera = Camera(source, lambda index: index and begun.acquire(timeout=20))
-    monkeypatch.setattr(video, "open_camera", lambda _: camera)
-    before = signal.getsignal(signal.SIGINT)
-    out = tmp_path / "camera.mp4"
-    recording = edit_camera("camera", Editor(model, size_divisor=8), out, seconds=0.4 if how == "seconds" else None)
-    assert recording == (4, 0, pytest.approx(10))
-    stamps, pictures = frames_of(out)
-    assert stamps == pytest.approx([0, 0.1, 0.2, 0.3], abs=1e-4)
-    np.testing.assert_allclose(levels(pictures), [255 - level(index) for index in range(4)], atol=3)
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_a_camera_that_gives_nothing_or_breaks_off(tmp_path, monkeypatch, editor):
-    class Broken(Camera):
-        def decode(self, video):
-            yield from list(super().decode(video))[: self.number]
-            raise OSError("unplugged")
-
-    source = make_video(tmp_path / "film.mkv", sound=None)
-    camera = Broken(source)
-    camera.number = 0
-    monkeypatch.setattr(video, "open_camera", lambda _: camera)
-    with pytest.raises(OSError, match=r"camera gave no frame \(unplugged\)"):
-        edit_camera("camera", editor, tmp_path / "out" / "camera.mp4")
-    assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match="0 seconds hold no frame; give more than 0"):
-        edit_camera("camera", editor, tmp_path / "out" / "camera.mp4", seconds=0)
-    camera = Broken(source)
-    camera.number = 1
-    with pytest.warns(UserWarning, match=r"camera broke off \(unplugged\)"):
-        assert edit_camera("camera", editor, tmp_path / "camera.mp4").frames == 1
-
-
-@pytest.fixture
-def silence(monkeypatch):
-    """What a camera that stops delivering waits for; the patience with it is short."""
-    monkeypatch.setattr(video, "LONGEST_SILENCE_SECONDS", 0.3, raising=False)
-    monkeypatch.setattr(video, "FIRST_FRAME_SECONDS", 0.3, raising=False)
-    monkeypatch.setattr(video, "_CLOSING_SECONDS", 0.1, raising=False)
-    ended = threading.Event()
-    yield ended
-    ended.set()
-
-
-@pytest.mark.parametrize("how", ["silence", "interrupt"])
-def test_a_camera_that_stops_delivering_leaves_what_was_recorded(tmp_path, monkeypatch, silence, how):
-    begun = threading.Semaphore(0)
-
-    def model(photos):
-        begun.release()
-        return -photos
-
-    def fall_silent():
-        assert begun.acquire(timeout=20)
-        if how == "interrupt":
-            monkeypatch.setattr(video, "LONGEST_SILENCE_SECONDS", 60)
-            os.kill(os.getpid(), signal.SIGINT)
-        silence.wait(60)
-
-    source = make_video(tmp_path / "film.mkv", range(5), sound=None)
-    camera = Camera(source, lambda index: index and begun.acquire(timeout=20), fall_silent)
-    monkeypatch.setattr(video, "open_camera", lambda _: camera)
-    out = tmp_path / "out" / "camera.mp4"
-    message = r"camera broke off \(no frame for 0.3 seconds\); .*camera\.mp4 holds what came before"
-    with pytest.warns(UserWarning, match=message) if how == "silence" else nullcontext():
-        assert edit_camera("camera", Editor(model, size_divisor=8), out) == (5, 0, pytest.approx(10))
-    assert len(frames_of(out)[0]) == 5
-    assert [path.name for path in out.parent.iterdir()] == ["camera.mp4"]
-
-
-@pytest.mark.parametrize("hangs", ["opening", "reading"])
-def test_a_camera_that_never_delivers_is_given_up(tmp_path, monkeypatch, silence, editor, hangs):
-    camera = Camera(make_video(tmp_path / "film.mkv", sound=None), lambda _: silence.wait(60))
-    monkeypatch.setattr(video, "open_camera", lambda _: (hangs == "opening" and silence.wait(60)) or camera)
-    with pytest.raises(OSError, match=r"camera gave no frame \(no frame for 0.3 seconds\); check that no"):
-        edit_camera("camera", editor, tmp_path / "out" / "camera.mp4")
-    assert not (tmp_path / "out").exists()
-
-
-def test_which_inputs_are_cameras(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    paths = [tmp_path.__class__(name) for name in ("camera", "camera:1", "/dev/video3", "camera:x", "camera.mp4")]
-    assert [video.is_camera(path) for path in paths] == [True, True, True, False, False]
-    (tmp_path / "camera").mkdir()
-    assert not video.is_camera(paths[0])
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (av.error.FileNotFoundError(2, "none"), "camera:7: there is no camera at /dev/video7; found: "),
-        (av.error.PermissionError(13, "no"), r"/dev/video7 may not be used; join the group video"),
-        (av.error.OSError(16, "busy"), r"/dev/video7 does not open \(.*busy.*end other programs"),
-    ],
-)
-def test_a_camera_that_does_not_open(monkeypatch, error, expected):
-    def fail(*_, **__):
-        raise error
-
-    monkeypatch.setattr(video.platform, "system", lambda: "Linux")
-    monkeypatch.setattr(av, "open", fail)
-    with pytest.raises(OSError, match=expected):
-        open_camera("camera:7")
-
-
-@pytest.mark.parametrize(
-    ("system", "name", "opened"),
-    [
-        ("Linux", "camera", ("/dev/video0", "v4l2")),
-        ("Linux", "/dev/video2", ("/dev/video2", "v4l2")),
-        ("Darwin", "camera:1", ("1:none", "avfoundation")),
-        ("Windows", "camera", ("video=Front", "dshow")),
-    ],
-)
-def test_each_system_opens_its_device(monkeypatch, system, name, opened):
-    calls = []
-    device = type("Device", (), {"name": "Front", "media_types": ["video"]})
-    monkeypatch.setattr(video.platform, "system", lambda: system)
-    monkeypatch.setattr(av.device, "enumerate_input_devices", lambda _: [device])
-    monkeypatch.setattr(av, "open", lambda path, **options: calls.append((path, options["format"])))
-    open_camera(name)
-    assert calls == [opened]
-
-
 def test_a_concept_of_a_pack_edits_a_video(trained, tmp_path):
     switchable = load_concepts(trained["base"], [trained["adapter"]])
     torch.manual_seed(0)
@@ -630,11 +385,11 @@ def test_the_command_edits_videos_and_cameras(trained, tmp_path, monkeypatch, ca
     source = make_video(tmp_path / "film.mp4")
     words = ["edit", str(source), f"--model={trained['adapter']}", f"--out={tmp_path / 'out'}"]
     main(words)
-    assert "1 videos written to" in capsys.readouterr().out
+    assert "1 video written to" in capsys.readouterr().out
     assert sound_of(tmp_path / "out" / "film.mp4") == sound_of(source)
     with pytest.raises(SystemExit, match="--seconds is for a camera"):
         main([*words, "--seconds=1"])
-    monkeypatch.setattr(video, "open_camera", lambda _: av.open("testsrc=size=64x48:rate=25", format="lavfi"))
+    monkeypatch.setattr(camera_module, "open_camera", lambda _: av.open("testsrc=size=64x48:rate=25", format="lavfi"))
     camera = ["edit", "camera", *words[2:], "--seconds=0.5"]
     main(camera)
     assert "camera.mp4: " in (printed := capsys.readouterr().out)
