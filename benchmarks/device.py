@@ -84,6 +84,7 @@ class Subject:
             these none of its layers.
         bytes: By runtime and precision.
         l1: Likewise.
+        excluded: The layers that int8 leaves in float32, by runtime.
         times: Milliseconds, likewise.
     """
 
@@ -92,6 +93,7 @@ class Subject:
     pairs: RunPairs
     bytes: dict[tuple[str, str], int] = field(default_factory=dict)
     l1: dict[tuple[str, str], float] = field(default_factory=dict)
+    excluded: dict[str, tuple[str, ...]] = field(default_factory=dict)
     times: dict[tuple[str, str], list[float]] = field(default_factory=dict)
 
     def options(self, exporter: Exporter, target: str, precision: Precision) -> ExportOptions:
@@ -161,6 +163,8 @@ def measure(subjects: list[Subject], folder: Path, turns: int, runs: int) -> Non
                         continue
                     model = exporter.load(file, THREADS)
                     subject.bytes[key] = file.stat().st_size
+                    if precision == "int8":
+                        subject.excluded[target] = tuple(options.excluded)
                     if subject.pairs.held_out:
                         subject.l1[key] = l1_to_edits(model, subject.pairs.held_out)
                     subject.times[key] = []
@@ -210,7 +214,7 @@ def speeds(subjects: list[Subject]) -> list[str]:
 
 
 def losses(subjects: list[Subject]) -> list[str]:
-    """The table of what int8 costs in L1 to the teacher's edits."""
+    """The table of what int8 costs in L1 to the teacher's edits, and of the layers that it leaves in float32."""
     lines = [
         "| network | "
         + " | ".join(f"{name}: fp32, int8" for name in {**RUNTIMES, "web": "the page's file, in ONNX Runtime"}.values())
@@ -223,7 +227,10 @@ def losses(subjects: list[Subject]) -> list[str]:
         cells = []
         for target in RUNTIMES:
             full, small = (subject.l1.get((target, precision)) for precision in PRECISIONS)
-            cells.append(f"{full:.4f}, {small:.4f} ({small / full - 1:+.1%})" if full and small else "none")
+            kept = ", ".join(subject.excluded.get(target, ())) or "none"
+            cells.append(
+                f"{full:.4f}, {small:.4f} ({small / full - 1:+.1%}); {kept}" if full and small else "not exported"
+            )
         lines.append(f"| {subject.name} | {' | '.join(cells)} | {len(subject.pairs.held_out)} |")
     return lines
 
@@ -265,6 +272,7 @@ def main() -> None:
         untrained("our base at E2GAN's width 64, 77 tokens, random weights", full, photos),
         base,
         trained("our compressed student, trained", options.student),
+        trained("the quickstart's adapter, width 16, group norms, trained", options.adapter),
         untrained("pix2pix ResNet-9, width 64, random weights", ResNet9(), photos),
         untrained("pix2pix U-Net-256, width 64, random weights", UNet(8), photos),
     ]
@@ -284,7 +292,8 @@ def main() -> None:
         f"{packages}, onnxruntime-web {RUNTIME_VERSION}, headless Chromium. Commit {commit()}.\n"
     )
     print("\n".join(speeds(subjects)))
-    print("\n## What int8 costs\n\nL1 to the teacher's edits on unseen pairs.\n\n" + "\n".join(losses(subjects)))
+    print("\n## What int8 costs\n\nL1 to the teacher's edits on unseen pairs, and the layers left in float32.\n")
+    print("\n".join(losses(subjects)))
     print("\n## Bytes\n\n" + "\n".join(heavy))
 
 

@@ -109,10 +109,13 @@ def check_figures(
     psnr = float("inf") if figures["psnr_db"] is None else figures["psnr_db"]
     # not-a-number is beyond every limit
     if not (figures["max_difference"] <= limit.max_difference and psnr >= limit.psnr_db):
+        remedy = ""
+        if precision == "int8":
+            remedy = ". Use --precision fp16; networks trained with --model.generator.norm BatchNorm lose less in int8"
         raise ValueError(
             f"the exported model {file.name} differs from PyTorch by {figures['max_difference']:.1e} on real photos "
             f"({psnr:.1f} dB), where {precision} may by {limit.max_difference:.1e} ({limit.psnr_db:.0f} dB); it was "
-            "not kept"
+            f"not kept{remedy}"
         )
     before, after = figures["l1_before"], figures["l1_after"]
     if before is not None and not after <= before * (1 + largest_l1_increase):

@@ -49,6 +49,12 @@ def test_pictures_of_256_levels_may_be_off_by_one():
 
 
 def test_the_remedy_is_one_that_is_left():
+    with pytest.raises(
+        ValueError, match=r"not kept\. Use --precision fp16; networks trained with .*BatchNorm lose less"
+    ):
+        check("int8", psnr_db=20.0)
+    with pytest.raises(ValueError, match=r"it was not kept$"):
+        check("fp16", psnr_db=20.0)
     with pytest.raises(ValueError, match="Try --fine_tune_images 400, or allow more with --largest_l1_increase"):
         check("int8", l1_after=0.2)
     for precision, figures in (("fp32", {}), ("int8", {"fine_tuned": {}})):
