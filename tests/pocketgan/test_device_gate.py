@@ -49,9 +49,7 @@ def test_pictures_of_256_levels_may_be_off_by_one():
 
 
 def test_the_remedy_is_one_that_is_left():
-    with pytest.raises(
-        ValueError, match=r"not kept\. Use --precision fp16; .*BatchNorm lose less"
-    ):
+    with pytest.raises(ValueError, match=r"not kept\. Use --precision fp16; .*BatchNorm lose less"):
         check("int8", psnr_db=20.0)
     with pytest.raises(ValueError, match=r"it was not kept$"):
         check("fp16", psnr_db=20.0)
