@@ -382,7 +382,7 @@ def test_a_download_of_the_camera_is_named_after_what_is_computed(open_tab, addr
 
 
 @in_browser
-def test_the_camera_is_edited_live(open_tab, address):
+def test_the_camera_is_edited_live(open_tab, address, pack):
     tab = open_tab(address, permissions=["camera"])
     tab.get_by_label("Size").select_option("128")
     tab.get_by_role("button", name="Start camera").press("Enter")
@@ -398,7 +398,9 @@ def test_the_camera_is_edited_live(open_tab, address):
     tab.get_by_role("button", name="Stop camera").click()
     expect(tab.locator("#status")).to_have_text("The camera is off.")
     assert tab.inner_text("#frames") == "–"
-    assert psnr_db(pixels_of(tab, "photo"), pixels_of(tab)) < 20, "the last frame stays, edited"
+    photo, edit = pixels_of(tab, "photo"), pixels_of(tab)
+    assert psnr_db(photo, edit) < 20, "the last frame stays, edited"
+    assert psnr_db(edit, python_edit(pack, photo, "sepia")) > 35
 
 
 # counts the cameras that are on in <body data-live>, and holds back what a test lets go by window.free()
