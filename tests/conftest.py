@@ -1,6 +1,7 @@
 """Fixtures that tests share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,13 @@ from tiny import fit_adapter, fit_base, make_pair_set
 
 
 def pytest_configure() -> None:
-    """One thread for each worker and the processes that it starts: several of more slow each other down."""
+    """Prepare each worker and the processes that it starts."""
+    # one thread for each: several of more slow each other down
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    # a shell starts what runs in its background deaf to Ctrl-C, by which tests end servers and cameras
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
