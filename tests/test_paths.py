@@ -47,6 +47,8 @@ for task in range(int(first), int(last) + 1):
 """
 SRUN = """#!{python}
 import os, subprocess, sys
+
+pytestmark = pytest.mark.extended
 ranks = range(int(os.environ["SLURM_NTASKS"]))
 tasks = [
     subprocess.Popen(sys.argv[1:], env=os.environ | {{"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}})

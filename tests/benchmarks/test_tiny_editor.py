@@ -67,6 +67,7 @@ def test_kontext_kind_trains_and_opens(worlds, editor):
     assert teacher.edit(photo, "a rust brown and black painting on rough paper", [0]).shape == photo.shape
 
 
+@pytest.mark.extended
 def test_from_a_diffusion_teacher_to_a_gan(editor, photos, tmp_path):
     pairs = tmp_path / "pairs"
     main(

@@ -170,6 +170,7 @@ def test_resume_goes_on_with_the_history(tmp_path):
         LossTrackingEarlyStopping(window=10, threshold=0, images=4).load_state_dict(stored["LossTrackingEarlyStopping"])
 
 
+@pytest.mark.extended
 def test_gan_is_stopped_resumed_and_left_undisturbed(pair_set, tmp_path):
     """Through the command line: the run with the callback is the run without it, up to its stop."""
     tracked = ("--budget.images=400", "--trainer.val_check_interval=4", tracking(window=4, threshold=0.1, images=3))
@@ -189,6 +190,7 @@ def test_gan_is_stopped_resumed_and_left_undisturbed(pair_set, tmp_path):
     assert weights(run)["images_seen"] == images
 
 
+@pytest.mark.extended
 def test_two_processes_stop_at_one_step(tmp_path):
     pairs = make_pair_set(tmp_path / "pairs")
     sgd = '{"class_path": "torch.optim.SGD", "init_args": {"lr": 0.001}}'

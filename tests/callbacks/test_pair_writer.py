@@ -289,6 +289,7 @@ def test_misfits_are_refused(tmp_path, photos):
         loop.predict(OtherModule(), datamodule=SourcePhotos(photos))
 
 
+@pytest.mark.extended
 def test_killed_at_any_moment_the_set_is_resumed_to_the_same_bytes(tmp_path, photos, expected):
     script("kill", tmp_path, photos)
     moments = sorted(tmp_path.iterdir())
@@ -297,6 +298,7 @@ def test_killed_at_any_moment_the_set_is_resumed_to_the_same_bytes(tmp_path, pho
         assert content(root) == expected, root.name
 
 
+@pytest.mark.extended
 def test_killed_at_any_moment_the_set_is_judged_alike(tmp_path, photos, judged):
     script("kill judged", tmp_path, photos)
     moments = sorted(tmp_path.iterdir())
@@ -305,6 +307,7 @@ def test_killed_at_any_moment_the_set_is_judged_alike(tmp_path, photos, judged):
         assert content(root) == judged, root.name
 
 
+@pytest.mark.extended
 def test_two_processes_make_the_set_of_one(tmp_path, photos, expected, judged):
     shown = script("two", tmp_path, photos)
     assert "pairs to make  10 of 10" in shown
@@ -314,6 +317,7 @@ def test_two_processes_make_the_set_of_one(tmp_path, photos, expected, judged):
     assert len(read_pairs(tmp_path / "one photo")) == 2
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "kills", [[(2, 1, 10)], pytest.param([(3, 2, 10), (2, 0, 8)], marks=pytest.mark.slow)], ids=["one", "two"]
 )

@@ -242,6 +242,7 @@ def test_too_small_a_budget_is_refused(trained, tmp_path):
         searched(trained, tmp_path / "run", "--budget.images=32")
 
 
+@pytest.mark.extended
 def test_a_run_that_began_without_search_is_refused(trained, tmp_path):
     run = fit_adapter(trained["pairs"], trained["base"], tmp_path / "run", "--data.concepts=[sepia]")
     with pytest.raises(ValueError, match="has seen 24 images without a rank search"):
@@ -255,6 +256,7 @@ def comparable(trace):
     return rows
 
 
+@pytest.mark.extended
 def test_killed_search_goes_on_with_the_next_trial(trained, tmp_path):
     whole = searched(trained, tmp_path / "whole", "--trainer.callbacks.tolerance=0")
     run = tmp_path / "killed"
@@ -298,6 +300,7 @@ def test_killed_search_goes_on_with_the_next_trial(trained, tmp_path):
     assert_stored_as_used(trained, without)
 
 
+@pytest.mark.extended
 def test_a_search_that_is_called_away_goes_on_with_the_trial_it_was_in(trained, tmp_path, monkeypatch, capsys):
     whole = searched(trained, tmp_path / "whole", "--trainer.callbacks.tolerance=0")
     run, called = tmp_path / "run", []
@@ -353,6 +356,7 @@ def command(trained, run, *arguments):
     ]
 
 
+@pytest.mark.extended
 def test_two_processes_find_the_ranks_of_one_and_end_equal(trained, tmp_path):
     # Adam's first steps are signs, which turn rounding into differences of the size of the learning rate
     sgd = '{"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}}'

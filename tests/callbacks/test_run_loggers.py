@@ -191,6 +191,7 @@ def test_artifacts_say_what_was_made_of_what(trained, tmp_path, monkeypatch, off
     assert run.used == ([] if offline else [pairs, "team/pocketgan/run-its-base:latest"])
 
 
+@pytest.mark.extended
 def test_an_export_is_recorded_where_its_run_is(trained, tmp_path, monkeypatch):
     begun = []
 
@@ -209,6 +210,7 @@ def test_an_export_is_recorded_where_its_run_is(trained, tmp_path, monkeypatch):
     assert begun == ["me"]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("kind", ["package", "pack"])
 def test_an_export_is_recorded_with_its_card(trained, tmp_path, monkeypatch, kind):
     run = Path(shutil.copytree(trained["base"], tmp_path / "run"))

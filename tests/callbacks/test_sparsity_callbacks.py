@@ -161,6 +161,7 @@ def test_the_ladder_is_climbed(pair_set):
         assert is_n_to_m(layer.weight, 2, 4) == (name not in DENSE)
 
 
+@pytest.mark.extended
 @pytest.mark.filterwarnings("ignore:the run ends at")  # its first part
 @pytest.mark.parametrize(("config", "images"), [("progressive", 8), ("two_to_four", 12)])
 def test_resumed_equals_uninterrupted(pair_set, tmp_path, config, images):
@@ -176,6 +177,7 @@ def test_resumed_equals_uninterrupted(pair_set, tmp_path, config, images):
     assert float(shares[0][-1]) == pytest.approx(0.8 if config == "progressive" else 0.5, abs=1e-4)
 
 
+@pytest.mark.extended
 def test_resumed_adapter_equals_uninterrupted(trained, tmp_path):
     words = ("sparsity/adapter_two_to_four", trained["pairs"])
     more = (INTERVAL, f"--model.base={trained['base']}", "--data.concepts=[sepia]")
@@ -198,6 +200,7 @@ def sparse(trained, tmp_path_factory):
     return {"base": base, "pruned": pruned, "adapter": adapter}
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("name", ["base", "pruned", "adapter"])
 def test_what_is_deployed_is_what_was_measured(sparse, trained, name, tmp_path):
     run = load_run(sparse[name])
@@ -298,6 +301,7 @@ def images(tmp_path_factory):
     return make_class_folders(tmp_path_factory.mktemp("images"))
 
 
+@pytest.mark.extended
 @pytest.mark.filterwarnings("ignore:the run ends at")  # its first part
 @pytest.mark.parametrize("callback", [PRUNING, CLIMBING], ids=["pruning", "climbing"])
 def test_diffusion_from_scratch(images, tmp_path, callback):

@@ -13,6 +13,8 @@ from checkpoints import assert_same, state, weights
 from tiny import CONFIGS, TINY_CONFIGS
 from two_ranks import fit_on_two_ranks
 
+pytestmark = pytest.mark.extended
+
 CLUSTER = CONFIGS / "cluster"
 JOBS = sorted(file for file in CLUSTER.iterdir() if file.suffix in {".sbatch", ".sh"})
 

@@ -45,6 +45,7 @@ def condensed(trained, tmp_path_factory):
     return fit_condensed(trained["pairs"], trained["adapter"], run, SHARE, EACH_BATCH)
 
 
+@pytest.mark.extended
 def test_the_result_is_a_narrower_network(condensed, trained, capsys):
     found, model, whole = figures(condensed), load_run(condensed), load_run(trained["adapter"])
     assert isinstance(model, ChannelCondensation)
@@ -75,6 +76,7 @@ def test_the_table_names_what_changed(trained, tmp_path, capsys, monkeypatch):
         assert words in shown
 
 
+@pytest.mark.extended
 def test_the_teacher_is_the_condensed_network_and_stays_as_it_is(condensed, trained, tmp_path):
     """At the hand-over the average of the first stage becomes the teacher; later steps leave it alone."""
     run = tmp_path / "run"
@@ -104,6 +106,7 @@ def test_resumed_equals_uninterrupted(condensed, trained, tmp_path, images):
     assert figures(run)["kept"] == figures(condensed)["kept"]
 
 
+@pytest.mark.extended
 @pytest.mark.filterwarnings("ignore:nothing will be pruned")
 def test_several_budgets_go_on_from_one_condensed_network(condensed, trained, tmp_path):
     words = (trained["pairs"], trained["adapter"])
@@ -132,6 +135,7 @@ def test_fine_tuning_starts_at_the_pruned_average(trained, tmp_path):
     assert model.images_seen + model.earlier_images == 4  # the moving average begins with the narrower network
 
 
+@pytest.mark.extended
 def test_a_latency_budget_is_met_and_used(trained, tmp_path, capsys):
     whole = parameter_count(load_run(trained["adapter"]).deployed("sepia"))
     run = fit_condensed(
@@ -171,6 +175,7 @@ def test_a_teacher_that_lost_its_quality_is_refused(trained, tmp_path):
     assert weights(tmp_path / "run")["images_seen"] == 8  # what was there before stays
 
 
+@pytest.mark.extended
 def test_a_quality_budget_shrinks_while_the_metric_and_the_images_allow_it(trained, tmp_path):
     run = fit_condensed(
         trained["pairs"], trained["adapter"], tmp_path / "run", QUALITY.format(1000), "--budget.images=44"
@@ -200,6 +205,7 @@ def judged(monkeypatch, *losses):
     return states
 
 
+@pytest.mark.extended
 def test_a_quality_budget_steps_back(trained, tmp_path, monkeypatch):
     """The third judgement fails: the second notch comes back with the weights that it was judged with."""
     states = judged(monkeypatch, 1.0, 1.0, 1.0, 9.0, 1.01, 9.0, 1.02, 9.0, 1.2)
@@ -222,6 +228,7 @@ def test_a_quality_budget_steps_back(trained, tmp_path, monkeypatch):
     assert model.kept == states[1][0]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("images", [28, 14])
 def test_a_first_notch_that_fails_gives_the_base_back(trained, tmp_path, monkeypatch, images):
     """Judged after its own images, or where the budget ends inside it."""
@@ -373,6 +380,7 @@ def test_what_is_no_number_is_no_teacher(trained, tmp_path, monkeypatch):
         fit_condensed(trained["pairs"], trained["adapter"], tmp_path / "run", SHARE)
 
 
+@pytest.mark.extended
 def test_a_notch_that_is_no_number_is_stepped_back_from(trained, tmp_path, monkeypatch):
     states = judged(monkeypatch, 1.0, 1.0, 1.0, 9.0, 1.01, 9.0, float("nan"), 1.01)
     fit_condensed(trained["pairs"], trained["adapter"], tmp_path / "run", QUALITY.format(0.05), "--budget.images=60")
@@ -403,6 +411,7 @@ def test_another_target_is_refused_on_the_way(condensed, trained, tmp_path):
         )
 
 
+@pytest.mark.extended
 def test_two_processes_narrow_alike(tmp_path):
     pairs = make_pair_set(tmp_path / "pairs")
     # its running statistics differ between ranks

@@ -153,6 +153,7 @@ def test_the_average_goes_on_over_the_stages(trained, stage_one):
         torch.testing.assert_close(model.generator_ema.get_parameter(name), kept * old + (1 - kept) * value)
 
 
+@pytest.mark.extended
 def test_resumed_equals_uninterrupted(trained, stage_one, tmp_path):
     for arguments in ((), ("--model.update_teacher=true",), ("--model.random_teacher=true",)):
         folder = tmp_path / (arguments or ("frozen",))[0].split(".")[-1]

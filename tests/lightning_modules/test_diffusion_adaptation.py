@@ -140,6 +140,7 @@ def test_the_stored_adapter_is_the_runs_average(run, world):
     assert torch.cat(figures).mean().item() == pytest.approx(logged, rel=1e-5)
 
 
+@pytest.mark.extended
 def test_resumed_equals_uninterrupted(world, tmp_path):
     """Stopped inside the first pass (18 training images, 4 batches) and at its end."""
     whole = fit_dit(world["images"], world["latent"], tmp_path / "whole", INTERVAL, "--budget.images=24")
@@ -217,6 +218,7 @@ def test_labels_are_dropped_once_for_all_blocks(monkeypatch):
     assert torch.equal(shown[0][~dropped], batch(400)["label"][~dropped])
 
 
+@pytest.mark.extended
 def test_loss_tracking_stops_it_and_disturbs_nothing(world, tmp_path):
     def tracked(folder, **options):
         words = {"class_path": "LossTrackingEarlyStopping", "init_args": {"images": 4, **options}}
@@ -394,6 +396,7 @@ def sharded_words(world, run, *words):
     ]  # fmt: skip
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("adapter", ["DiffFit", "AllWeights"])
 def test_fsdp_is_ddp_with_less_memory(world, tmp_path, adapter):
     """Bit for bit, also when it goes on from its checkpoint, which any other strategy can go on from."""

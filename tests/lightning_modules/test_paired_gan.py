@@ -152,6 +152,7 @@ def command(pairs, run, *arguments):
     ]
 
 
+@pytest.mark.extended
 def test_killed_fit_resumes_to_the_uninterrupted_result(uninterrupted, tmp_path):
     pairs, expected, arguments = uninterrupted
     run = tmp_path / "killed"

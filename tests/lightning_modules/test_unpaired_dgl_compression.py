@@ -153,6 +153,7 @@ def test_path_lengths_mean_is_taken_over_where_there_is_one(images, runs):
     assert mean == weights(runs["stylegan2_start"])["state_dict"]["generator_regularization.mean_length"] != 0
 
 
+@pytest.mark.extended
 def test_resumed_equals_uninterrupted(images, runs, tmp_path):
     for family, option in (("stylegan2", "update_teacher"), ("biggan", "random_teacher")):
         arguments = (f"--model.{option}=true", EVERY_BATCH)

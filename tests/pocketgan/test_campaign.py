@@ -42,6 +42,7 @@ def adapt(started, out, concepts, *arguments, options="--budget.images=24", conf
         return list(csv.DictReader(file))
 
 
+@pytest.mark.extended
 def test_all_means_every_concept_that_the_base_lacks(started, tmp_path, capsys):
     rows = adapt(started, tmp_path / "out", "all")
     assert [row["concept"] for row in rows] == ["mirrored", "sepia"]
@@ -62,6 +63,7 @@ def test_all_means_every_concept_that_the_base_lacks(started, tmp_path, capsys):
     assert (tmp_path / "out" / "sepia" / "metrics.csv").read_text() == before
 
 
+@pytest.mark.extended
 def test_ranks_found_on_the_first_serve_all_and_later_campaigns(started, tmp_path):
     out = tmp_path / "out"
     adapt(started, out, "sepia", options="--budget.images=48", config="rank_search")
@@ -75,6 +77,7 @@ def test_ranks_found_on_the_first_serve_all_and_later_campaigns(started, tmp_pat
     assert ranks_of(load_run(out / "mirrored").adapter) == found
 
 
+@pytest.mark.extended
 def test_a_broken_off_concept_goes_on(started, tmp_path):
     out = tmp_path / "out"
     adapt(started, out, "sepia", options="--budget.images=24")
@@ -86,6 +89,7 @@ def test_a_broken_off_concept_goes_on(started, tmp_path):
     assert all((whole[name] == value).all() for name, value in load_run(out / "sepia").state_dict().items())
 
 
+@pytest.mark.extended
 def test_two_devices_take_a_concept_each(started, tmp_path):
     rows = adapt(started, tmp_path / "out", "sepia,mirrored", "--devices=2")
     assert [(row["concept"], row["state"]) for row in rows] == [("sepia", "new"), ("mirrored", "new")]
@@ -111,6 +115,7 @@ def test_a_failing_concept_does_not_stop_the_others(started, tmp_path, monkeypat
     assert states == ["failed: the disk is full", "new"]
 
 
+@pytest.mark.extended
 def test_a_base_concept_is_named(started, tmp_path, capsys):
     with pytest.warns(UserWarning, match="the base was trained on inverted already"):
         [row] = adapt(started, tmp_path / "out", "inverted")
@@ -150,6 +155,7 @@ def test_more_devices_than_gpus_are_refused(started, tmp_path, monkeypatch):
         adapt(started, tmp_path / "out", "sepia", "--devices=2")
 
 
+@pytest.mark.extended
 def test_a_concept_broken_off_after_its_search_goes_on_with_it(started, tmp_path, monkeypatch):
     """The next start searches no second time, whichever concept it begins with."""
     out = tmp_path / "out"
@@ -185,6 +191,7 @@ def test_other_settings_are_refused(started, tmp_path):
         adapt(started, tmp_path / "out", "sepia", options="--budget.images=32")
 
 
+@pytest.mark.extended
 def test_the_table_has_all_that_is_done_and_concepts_may_stand_in_a_file(started, tmp_path, capsys):
     (tmp_path / "sepia.txt").write_text("sepia\n")
     adapt(started, tmp_path / "out", tmp_path / "sepia.txt")

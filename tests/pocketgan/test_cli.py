@@ -188,6 +188,7 @@ def test_last_without_a_checkpoint_starts_over(pair_set, tmp_path):
     assert len((run / "metrics.csv").read_text().splitlines()) == len(first.splitlines())
 
 
+@pytest.mark.extended
 def test_on_the_command_line_a_refusal_is_one_line(pair_set, tmp_path):
     words = ["fit", f"-c={TINY_CONFIGS / 'base_gan' / 'e2gan.yaml'}", f"--data.root={pair_set}", "--data.size=28"]
     words.append(f"--trainer.default_root_dir={tmp_path / 'run'}")
@@ -283,6 +284,7 @@ def run_on_single_images(config, folder):
     assert load_unpaired_run(folder / "run").images_seen == 24
 
 
+@pytest.mark.extended
 @pytest.mark.filterwarnings("ignore:the network takes .* as it is")  # a tiny one meets every budget
 @pytest.mark.parametrize("config", TINY_RUNS, ids=lambda path: "/".join(path.parts[-2:]))
 def test_every_tiny_config_runs_end_to_end(config, trained, tmp_path):

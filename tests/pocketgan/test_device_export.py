@@ -18,6 +18,8 @@ from pocketgan.device_gate import Limit
 from pocketgan.exporters import EXPORTERS
 from pocketgan.images import to_image
 
+pytestmark = pytest.mark.extended
+
 FEW_PHOTOS = r"int8 is calibrated on 8 photos alone; with 20 or more"
 
 

@@ -195,6 +195,7 @@ def test_threads_are_the_models_own(trained, models, photo, tmp_path, monkeypatc
         pocketgan.load(path, threads=0, base=base)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(("target", "jobs"), [("executorch", 2), ("litert", 1)])
 def test_models_of_one_size_edit_pictures_of_any(tmp_path, target, jobs):
     network, exporter = network_of(GroupNorm), EXPORTERS[target]()

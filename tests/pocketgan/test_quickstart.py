@@ -30,6 +30,7 @@ def small(monkeypatch):
     monkeypatch.setattr(quickstart, "CROPS", 24)
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("small")
 def test_all_stages_and_a_second_start(tmp_path, capsys):
     out = tmp_path / "out"

@@ -72,6 +72,7 @@ def test_the_agents_own_command_line_parses(file, monkeypatch, capsys):
     assert stop.value.code == 0
 
 
+@pytest.mark.extended
 def test_a_grid_is_tried_whole_and_starts_again_where_it_ended(pair_set, tmp_path, capsys):
     file, out = written(tmp_path, pair_set), tmp_path / "out"
     main(["sweep", str(file), "--local", "--trials=1", f"--out={out}"])
@@ -92,6 +93,7 @@ def test_a_grid_is_tried_whole_and_starts_again_where_it_ended(pair_set, tmp_pat
     assert_same(state(out / row["trial"]), state(plain))
 
 
+@pytest.mark.extended
 def test_a_killed_sweep_goes_on_with_the_trial_that_was_killed(pair_set, tmp_path):
     file, out = written(tmp_path, pair_set, parameters={RATE: {"values": [1e-3, 1e-4]}}), tmp_path / "out"
     process = subprocess.Popen(
@@ -113,6 +115,7 @@ def test_a_killed_sweep_goes_on_with_the_trial_that_was_killed(pair_set, tmp_pat
     assert_same(state(out / "trial_0000"), state(plain))
 
 
+@pytest.mark.extended
 def test_what_the_user_broke_off_is_taken_up(pair_set, tmp_path, monkeypatch):
     sweep, out = read_sweep(written(tmp_path, pair_set)), tmp_path / "out"
 
@@ -138,6 +141,7 @@ def test_a_longer_search_draws_other_values(pair_set, tmp_path, monkeypatch):
     assert len({trial.params[RATE] for trial in study.trials}) == 6
 
 
+@pytest.mark.extended
 def test_ranges_are_drawn_and_bad_trials_end_early(pair_set, tmp_path):
     file = written(
         tmp_path,
@@ -159,6 +163,7 @@ def test_ranges_are_drawn_and_bad_trials_end_early(pair_set, tmp_path):
     assert "done" in {row["state"] for row in table(tmp_path / "out")}
 
 
+@pytest.mark.extended
 def test_failed_trials_are_named_and_the_others_go_on(pair_set, tmp_path):
     parameters = {"data.batch_size": {"values": [4, 4096]}, "budget.images": {"value": 12}}
     out = tmp_path / "out"

@@ -355,6 +355,7 @@ def test_a_missing_package_is_named(tmp_path, editor, monkeypatch):
         edit_files([tmp_path / "film.mp4"], editor, tmp_path / "out")
 
 
+@pytest.mark.extended
 def test_a_concept_of_a_pack_edits_a_video(trained, tmp_path):
     switchable = load_concepts(trained["base"], [trained["adapter"]])
     torch.manual_seed(0)

@@ -31,6 +31,8 @@ from pocketgan.exporters.concept_pack import ConceptPack
 from pocketgan.serve import HEADERS
 from pocketgan.web_page_files import PAGE_FILES, RUNTIME_FILES, RUNTIME_VERSION, find_runtime, write_web_page
 
+pytestmark = pytest.mark.extended
+
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 OPTIONS = [

@@ -69,6 +69,7 @@ def test_taylor_seer_spares_flux2(edits):
     check(edits, "flux2_klein", KLEIN, TaylorSeerCache(1), TaylorSeerCache(2, first_steps=2), 64)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("idle", "busy"),
     [*TRANSFORMER_CACHES[:2], (MagCache(max_skips=0, ratios=[1.0] * 4), MagCache(0.5, ratios=[1.0] * 4))],

@@ -26,9 +26,17 @@ def runs_here(target):
     return EXPORTERS[target]().runs_here()
 
 
-RUNNING = [target for target in EXPORTERS if runs_here(target)]
+def slow_ones_marked(targets):
+    """ExecuTorch's passes over a graph take half a minute."""
+    return [
+        pytest.param(target, marks=pytest.mark.extended) if target == "executorch" else target for target in targets
+    ]
+
+
+HERE = [target for target in EXPORTERS if runs_here(target)]
 # a page's pictures are of 256 levels, which hide smaller differences
-FLOAT = [target for target in RUNNING if EXPORTERS[target].own_pixels == "float32"]
+FLOAT_HERE = [target for target in HERE if EXPORTERS[target].own_pixels == "float32"]
+RUNNING, FLOAT = slow_ones_marked(HERE), slow_ones_marked(FLOAT_HERE)
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +259,7 @@ def test_pix2pix_layers_are_found(target, named, tmp_path):
     findings = exporter.export(network, tmp_path / f"m{exporter.suffix}", {}, size=32, size_divisor=8)
     assert named <= {finding.operation for finding in findings}
     assert all(finding.number >= 1 and finding.why and finding.remedy for finding in findings)
-    if target in FLOAT:
+    if target in FLOAT_HERE:
         model = exporter.load(tmp_path / f"m{exporter.suffix}")
         assert compare(network, model, photos_of((1, 3, 32, 32))).max_difference < 1e-4
 

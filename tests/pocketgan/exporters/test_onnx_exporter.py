@@ -171,6 +171,7 @@ def test_attention_over_many_places_survives_int8(tmp_path, opset):
     assert weights >= {tensor.name for tensor in onnx.load(file).graph.initializer}
 
 
+@pytest.mark.extended
 def test_int8_of_norms_that_share_their_constants(tmp_path):
     """The quantiser's copy of what norms share would take the name of a sum's output, at the quickstart's width."""
     torch.manual_seed(0)

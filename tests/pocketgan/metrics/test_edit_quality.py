@@ -207,6 +207,7 @@ def test_lpips_is_torchmetrics_value(alexnet_file):
     assert EditQuality(lpips=False).lpips_network is None
 
 
+@pytest.mark.extended
 def test_two_processes_give_the_values_of_one(tmp_path):
     multiprocessing.spawn(evaluate_on_rank, (str(tmp_path), [slice(0, 3), slice(3, 8)]), nprocs=2)
     fakes, edits, concepts = make_edits()
