@@ -14,6 +14,8 @@ import yaml
 
 from pocketgan.cli import main
 
+pytestmark = pytest.mark.extended
+
 ROOT = Path(__file__).parents[1]
 # what makes a config small, for each of its keys that there are
 SMALL = {
@@ -47,8 +49,6 @@ for task in range(int(first), int(last) + 1):
 """
 SRUN = """#!{python}
 import os, subprocess, sys
-
-pytestmark = pytest.mark.extended
 ranks = range(int(os.environ["SLURM_NTASKS"]))
 tasks = [
     subprocess.Popen(sys.argv[1:], env=os.environ | {{"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}})
