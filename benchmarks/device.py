@@ -272,7 +272,6 @@ def main() -> None:
         untrained("our base at E2GAN's width 64, 77 tokens, random weights", full, photos),
         base,
         trained("our compressed student, trained", options.student),
-        trained("the quickstart's adapter, width 16, group norms, trained", options.adapter),
         untrained("pix2pix ResNet-9, width 64, random weights", ResNet9(), photos),
         untrained("pix2pix U-Net-256, width 64, random weights", UNet(8), photos),
     ]
