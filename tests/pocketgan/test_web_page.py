@@ -5,7 +5,7 @@ The README's picture is of the quickstart's runs::
     pocketgan quickstart
     pocketgan export pocketgan_quickstart/base --adapters pocketgan_quickstart/adapted --target web --out page
     POCKETGAN_SCREENSHOT=docs/images/web_page.png POCKETGAN_SCREENSHOT_PAGE=page \\
-        pytest -n 0 tests/pocketgan/test_web_page.py -k screenshot
+        pytest -n 0 -m extended tests/pocketgan/test_web_page.py -k screenshot
 """
 
 import hashlib
