@@ -164,7 +164,7 @@ def measure(subjects: list[Subject], folder: Path, turns: int, runs: int) -> Non
                     model = exporter.load(file, THREADS)
                     subject.bytes[key] = file.stat().st_size
                     if precision == "int8":
-                        subject.excluded[target] = tuple(options.excluded)
+                        subject.excluded[target] = options.excluded
                     if subject.pairs.held_out:
                         subject.l1[key] = l1_to_edits(model, subject.pairs.held_out)
                     subject.times[key] = []
