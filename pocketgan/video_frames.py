@@ -79,7 +79,7 @@ class FrameWriter:
         source: The stream whose rate and shape of pixels are kept.
         colours: As the pictures are to be stored.
         time_base: Unit of the times, in seconds.
-        is_turned: The pictures are a quarter turn from the source's frames.
+        turned: The pictures are a quarter turn from the source's frames.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class FrameWriter:
         source: Any,
         colours: Colours,
         time_base: Fraction,
-        is_turned: bool,
+        turned: bool,
     ) -> None:
         self._av, self._target, self._colours = av, target, colours
         self.frames, self.last_pts = 0, -1
@@ -110,7 +110,7 @@ class FrameWriter:
         context.color_range = colours.range
         context.color_primaries, context.color_trc = colours.primaries, colours.transfer
         if shape := source.sample_aspect_ratio:
-            context.sample_aspect_ratio = 1 / shape if is_turned else shape
+            context.sample_aspect_ratio = 1 / shape if turned else shape
 
     def write(self, picture: Image.Image, pts: int | None, duration: int) -> None:
         """Encode an RGB picture.
@@ -145,7 +145,7 @@ _TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: I
 
 
 def upright(frame: Any) -> Image.Image:
-    """Turn a frame into an upright RGB picture."""
+    """Turn PyAV's video frame into an upright RGB picture."""
     colours = Colours.of(frame)
     picture: Image.Image = (
         frame.to_image()
